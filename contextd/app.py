@@ -1,0 +1,352 @@
+"""The composition root: settings → adapters → application. Only here is it known what is in use."""
+
+import asyncio
+import gc
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import structlog
+import uuid_utils
+import uvicorn
+from litestar import Litestar
+from litestar.datastructures import State
+from litestar.di import Provide
+from rich.console import Console
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from contextd import __version__
+from contextd.http import contexts, health, messages, openapi
+from contextd.http import turns as turn_routes
+from contextd.http.content import pull_content
+from contextd.http.gate import LOOPBACK_NAMES, Gate
+from contextd.http.problems import EXCEPTION_HANDLERS
+from contextd.http.query import check_request
+from contextd.http.stream import stream_signals
+from contextd.log import configure_logging
+from contextd.provider import Provider
+from contextd.provider.openai import OpenAIProvider
+from contextd.provider.scripted import ScriptedProvider
+from contextd.service import Content, Contexts, Ledger, Messages, Records, Service, Steps, Streams
+from contextd.settings import Settings, SettingsError
+from contextd.signals.hub import Hub
+from contextd.store.engines import StoreError, make_engines
+from contextd.store.presence import Presence
+from contextd.store.reader import Reader
+from contextd.store.tail import Tail
+from contextd.store.upgrade import upgrade
+from contextd.store.writer import Writer
+from contextd.turns import Turns
+
+log = structlog.get_logger(__name__)
+
+# Objects live long here and cycles are rare: fewer, later collections cut the worst delays of a
+# thousand readers from 57 to 11 ms.
+GC_THRESHOLDS = (50_000, 20, 1000)
+ROUTERS = (contexts.router, messages.router, turn_routes.router, health.router)
+BACKLOG = 4096
+KEEP_ALIVE_S = 75
+
+
+class Contextd:
+    """Everything that runs: the service, the agent loop, and the application around them."""
+
+    def __init__(
+        self, *, settings: Settings, service: Service, turns: Turns, reader: Reader
+    ) -> None:
+        self.settings = settings
+        self.service = service
+        self.turns = turns
+        self.gate = Gate(
+            make_litestar(settings, service, turns, reader),
+            allowed_hosts=(settings.host, *settings.allowed_hosts),
+            cors_origins=settings.cors_origins,
+        )
+
+    def farewell(self) -> None:
+        """Ends every stream cleanly; called on the loop when the process is told to stop."""
+        self.gate.closing = True
+        self.service.ledger.hub.close_all()
+
+
+def now_ms() -> int:
+    """The wall clock, in milliseconds since the epoch."""
+    return time.time_ns() // 1_000_000
+
+
+def new_id() -> str:
+    """A UUIDv7: unique, and in the order of its making."""
+    return str(uuid_utils.uuid7())
+
+
+def make_providers(settings: Settings) -> dict[str, Provider]:
+    """The providers by name."""
+    return {
+        "scripted": ScriptedProvider(rate=settings.scripted_rate),
+        "openai": OpenAIProvider(
+            base_url=settings.openai_base_url,
+            api_key=settings.openai_api_key,
+            model=settings.model,
+            timeout_s=settings.token_timeout_s,
+        ),
+    }
+
+
+@asynccontextmanager
+async def running(
+    settings: Settings,
+    *,
+    clock_ms: Callable[[], int] = now_ms,
+    make_id: Callable[[], str] = new_id,
+    providers: Mapping[str, Provider] | None = None,
+) -> AsyncIterator[Contextd]:
+    """contextd without its socket: the database upgraded, the turns recovered, everything at work.
+
+    Raises `StoreError` when the database cannot be used.
+    """
+    database_id = await upgrade(settings.database)
+    engines = make_engines(settings.database, readers=settings.readers)
+    presence = Presence(settings.database)
+    writer = Writer(engines.writer, clock_ms=clock_ms, queue_max=settings.writer_queue_max)
+    reader = Reader(engines.reader, connections=settings.readers)
+    hub = Hub(
+        database_id=database_id,
+        clock=time.monotonic,
+        now_ms=clock_ms,
+        slow_reader_s=settings.slow_reader_s,
+        reader_pending_max=settings.reader_pending_max,
+    )
+    ledger = Ledger(
+        writer=writer,
+        tail=Tail(bytes_max=settings.tail_bytes_max),
+        hub=hub,
+        database_id=database_id,
+        owner_id=make_id(),
+        clock_ms=clock_ms,
+        new_id=make_id,
+    )
+    in_use = dict(providers or make_providers(settings))
+    service = make_service(settings, ledger, reader, in_use)
+    turns = Turns(
+        ledger=ledger, steps=service.steps, reader=reader, providers=in_use, settings=settings
+    )
+    writer.start()
+    hub.start()
+    background: list[asyncio.Task[Any]] = []
+    try:
+        await presence.enter(service.steps.expire_all_leases)
+        await turns.recover()
+        background += [
+            asyncio.create_task(turns.keep(), name="turns-keep"),
+            asyncio.create_task(service.streams.keep_in_step(), name="streams-keep-in-step"),
+            asyncio.create_task(service.contexts.purge(), name="contexts-purge"),
+        ]
+        yield Contextd(settings=settings, service=service, turns=turns, reader=reader)
+    finally:
+        hub.close_all()
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
+        await turns.close()
+        await service.streams.close()
+        hub.stop()
+        await writer.close()
+        await reader.close()
+        for provider in in_use.values():
+            await provider.aclose()
+        await presence.leave()
+        await engines.dispose()
+
+
+def make_service(
+    settings: Settings, ledger: Ledger, reader: Reader, providers: Mapping[str, Provider]
+) -> Service:
+    """The rooms of the service, put together."""
+    steps = Steps(
+        ledger, lease_ms=round(settings.lease_s * 1000), attempts_max=settings.attempts_max
+    )
+    return Service(
+        ledger=ledger,
+        contexts=Contexts(
+            ledger, reader, default_provider=settings.provider, providers=sorted(providers)
+        ),
+        messages=Messages(
+            ledger,
+            reader,
+            steps,
+            queue_max=settings.queue_max,
+            page_bytes_max=settings.pull_bytes_max,
+        ),
+        content=Content(
+            ledger,
+            reader,
+            pull_bytes_max=settings.pull_bytes_max,
+            waiting_max=settings.waiting_pulls_max,
+        ),
+        records=Records(reader),
+        steps=steps,
+        streams=Streams(ledger, reader, streams_max=settings.streams_max, poll_s=settings.poll_s),
+    )
+
+
+def make_litestar(settings: Settings, service: Service, turns: Turns, reader: Reader) -> Litestar:
+    """The application: routes, their dependencies, and how they refuse."""
+    rooms = {
+        "contexts": service.contexts,
+        "messages": service.messages,
+        "content": service.content,
+        "records": service.records,
+        "steps": service.steps,
+    }
+    dependencies = {name: _given(room) for name, room in rooms.items()}
+    return Litestar(
+        route_handlers=[*ROUTERS, pull_content, stream_signals, openapi.get_document],
+        dependencies=dependencies,
+        exception_handlers=EXCEPTION_HANDLERS,
+        guards=[check_request],
+        openapi_config=None,
+        request_max_body_size=settings.request_bytes_max,
+        state=State(
+            {
+                "settings": settings,
+                "service": service,
+                "content": service.content,
+                "streams": service.streams,
+                "reader": reader,
+                "openapi_document": openapi.make_document(ROUTERS, dependencies),
+                "registry": health.make_registry(service, turns),
+                "request_bytes_max": settings.request_bytes_max,
+            }
+        ),
+        # Litestar's own logging would write what it was given: requests hold chat text.
+        logging_config=None,
+        debug=False,
+    )
+
+
+def _given(room: object) -> Provide:
+    return Provide(lambda: room, sync_to_thread=False, use_cache=True)
+
+
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's protocol, which lets a stream limit its buffers and cut off a reader that is stuck."""
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["contextd.transport"] = self.transport  # type: ignore[typeddict-unknown-key]
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, which by itself would wait for open streams for ever when told to stop."""
+
+    def __init__(self, config: uvicorn.Config, contextd: Contextd, console: Console) -> None:
+        super().__init__(config)
+        self._contextd = contextd
+        self._console = console
+        self._loop = asyncio.get_running_loop()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if sockets and not self.should_exit:
+            _announce(self._console, self._contextd.settings, sockets[0])
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        super().handle_exit(sig, frame)
+        self._loop.call_soon_threadsafe(self._contextd.farewell)
+
+
+def _announce(console: Console, settings: Settings, listening: socket.socket) -> None:
+    host, port = listening.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    url = f"http://{shown}:{port}"
+    console.print(f"contextd {__version__} listens on {url}", markup=False, highlight=False)
+    console.print(
+        f"  provider {settings.provider}; try: contextd send --create hello 'Hello' --url {url}",
+        style="dim",
+        markup=False,
+        highlight=False,
+    )
+
+
+def _listen(settings: Settings) -> socket.socket:
+    """The listening socket. Raises `SettingsError` in words when it cannot be had."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((settings.host, settings.port))
+        listening.listen(BACKLOG)
+        listening.setblocking(False)
+    except OSError as error:
+        listening.close()
+        raise SettingsError(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}"
+        ) from None
+    return listening
+
+
+def _check_exposure(settings: Settings) -> None:
+    """Without auth only this machine is served, unless the operator says otherwise (§11)."""
+    loopback = settings.host in {name.strip("[]") for name in LOOPBACK_NAMES}
+    if not loopback and not settings.host.startswith("127.") and not settings.allow_remote:
+        raise SettingsError(
+            f"--host {settings.host} would serve other machines without any authentication; "
+            "say --allow-remote if that is meant"
+        )
+
+
+async def serve(settings: Settings, console: Console) -> None:
+    """Serves until SIGTERM or SIGINT. Raises `SettingsError` or `StoreError`."""
+    _check_exposure(settings)
+    listening = _listen(settings)
+    try:
+        async with running(settings) as contextd:
+            config = uvicorn.Config(
+                contextd.gate,  # type: ignore[arg-type]
+                http=_Protocol,
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=settings.shutdown_s,  # type: ignore[arg-type]
+            )
+            gc.collect()
+            gc.freeze()
+            gc.set_threshold(*GC_THRESHOLDS)
+            await _Server(config, contextd, console).serve(sockets=[listening])
+    finally:
+        listening.close()
+
+
+def run(settings: Settings) -> int:
+    """Blocks until the server has stopped; returns the process's exit code (§12)."""
+    configure_logging(settings)
+    console = Console(soft_wrap=True)
+    # uvicorn raises the signal again once it has stopped; by then it has done its work.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    try:
+        with suppress(KeyboardInterrupt):
+            _run_loop(serve(settings, console))
+    except (SettingsError, StoreError) as error:
+        print(f"contextd: {error}", file=sys.stderr)  # noqa: T201 - the one line for the operator
+        return 1
+    return 0
+
+
+def _run_loop(main: Any) -> None:
+    try:
+        import uvloop  # noqa: PLC0415 - not on every platform
+    except ImportError:
+        asyncio.run(main)
+    else:
+        uvloop.run(main)
+
+
+__all__ = ["Contextd", "now_ms", "run", "running", "serve"]

@@ -1,0 +1,345 @@
+"""Every operation over HTTP (§2 to §6), decoded into the core's types, and the stream (§4)."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Protocol, Self, TypeVar
+from urllib.parse import quote
+
+import httpx
+import msgspec
+from httpx_sse import EventSource, ServerSentEvent, aconnect_sse
+from uuid_utils import uuid7
+
+from contextd.client.errors import ApiError, UnreachableError, patiently, pause_s, reason_of
+from contextd.client.events import Disconnected, Event
+from contextd.client.follow import PULLS_MAX, Levels
+from contextd.core import signal
+from contextd.core.context import Context, ContextPage
+from contextd.core.message import Message, MessagePage, Pull, RangePull, SendAnswer
+from contextd.core.turn import (
+    CancelAnswer,
+    JournalEntry,
+    JournalPage,
+    RetryAnswer,
+    Turn,
+    TurnPage,
+)
+
+DEFAULT_URL = "http://127.0.0.1:8600"
+HEARTBEATS_MISSED = 2.5  # after so many the connection counts as dead
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class _Page(Protocol[T_co]):
+    @property
+    def items(self) -> Sequence[T_co]: ...
+    @property
+    def next_cursor(self) -> str | None: ...
+
+
+P = TypeVar("P", bound=_Page[Any])
+
+_SIGNALS: msgspec.json.Decoder[signal.Signal] = msgspec.json.Decoder(signal.Signal)
+
+
+class Client:
+    """One server's contexts, as `async with Client(url) as client`.
+
+    `timeout_s` bounds each request but streams and waiting pulls; a stream is dead after 2.5
+    heartbeats of silence. Every method raises `UnreachableError` or `ApiError`. `transport`
+    replaces the network.
+    """
+
+    def __init__(
+        self,
+        base_url: str = DEFAULT_URL,
+        *,
+        timeout_s: float = 10.0,
+        heartbeat_s: float = 15.0,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self.base_url = base_url
+        self._timeout_s = timeout_s
+        self._heartbeat_s = heartbeat_s
+        # Each `follow` holds a connection: with a limit, pulls could wait for streams to end.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=2 * PULLS_MAX)
+        try:
+            self._http = httpx.AsyncClient(
+                base_url=base_url, timeout=timeout_s, limits=limits, transport=transport
+            )
+        except httpx.InvalidURL as error:
+            raise UnreachableError(base_url, str(error)) from None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Closes all connections."""
+        await self._http.aclose()
+
+    async def create_context(self, **fields: Any) -> Context:
+        """A new context with the fields of §2; the same `id` and fields again give it as it is."""
+        return await self._ask("POST", "/contexts", Context, body=fields)
+
+    async def get_context(self, context_id: str) -> Context:
+        """The context as it is now."""
+        return await self._ask("GET", _path(context_id), Context)
+
+    async def delete_context(self, context_id: str) -> None:
+        """Deletes the context and all that is in it, for good."""
+        await self._request("DELETE", _path(context_id))
+
+    async def list_contexts(
+        self, *, state: Sequence[str] = (), limit: int = 50, cursor: str | None = None
+    ) -> ContextPage:
+        """One page of contexts, newest activity first; `state` keeps those in one of these."""
+        params = {"state": list(state), "limit": limit, "cursor": cursor}
+        return await self._ask("GET", "/contexts", ContextPage, params=params)
+
+    def contexts(self, *, state: Sequence[str] = ()) -> AsyncGenerator[Context]:
+        """All contexts, newest activity first."""
+        return self._items("/contexts", ContextPage, state=list(state))
+
+    async def send(self, context_id: str, text: str, **options: Any) -> SendAnswer:
+        """Stores a user's message and starts (or queues) its turn; `options` are those of §3.1.
+
+        The message's id is made here, so that a lost answer is asked for again without harm.
+        """
+        body = {"message_id": str(uuid7()), "payload": {"type": "text", "content": text}, **options}
+        path = _path(context_id, "messages")
+        return await patiently(lambda: self._ask("POST", path, SendAnswer, body=body))
+
+    async def get_message(self, context_id: str, message_id: str) -> Message:
+        """The message without its text."""
+        return await self._ask("GET", _path(context_id, "messages", message_id), Message)
+
+    async def message_pages(
+        self, context_id: str, *, content: bool = False, branch: str | None = None
+    ) -> AsyncGenerator[MessagePage]:
+        """The messages of a branch (default: the active one), a page at a time, oldest first.
+
+        With `content` each has its text up to `current_sequence` or further. Attaching with the
+        first page's `stream_cursor` misses nothing.
+        """
+        include = "content" if content else None
+        path = _path(context_id, "messages")
+        async for page in self._pages(path, MessagePage, branch=branch, include=include):
+            if content:
+                items = [await self._with_content(message) for message in page.items]
+                yield msgspec.structs.replace(page, items=items)
+            else:
+                yield page
+
+    async def messages(
+        self, context_id: str, *, content: bool = False, branch: str | None = None
+    ) -> AsyncGenerator[Message]:
+        """The messages of a branch, oldest first; `content` as in `message_pages`."""
+        async for page in self.message_pages(context_id, content=content, branch=branch):
+            for message in page.items:
+                yield message
+
+    async def pull(
+        self, context_id: str, message_id: str, from_sequence: int = 0, *, wait_s: float = 0
+    ) -> Pull:
+        """The text after `from_sequence`, which is what you hold (§3.3).
+
+        The server waits up to `wait_s` (to 30) for something new. A lost answer is asked for again.
+        """
+        return await patiently(lambda: self._pull(context_id, message_id, from_sequence, wait_s))
+
+    async def pull_range(
+        self, context_id: str, message_id: str, from_sequence: int, to_sequence: int
+    ) -> RangePull:
+        """The text after `from_sequence` up to `to_sequence`: an answer that caches may keep."""
+        path = _path(context_id, "messages", message_id, "content")
+        params = {"from_sequence": from_sequence, "to_sequence": to_sequence}
+        return await patiently(lambda: self._ask("GET", path, RangePull, params=params))
+
+    async def get_turn(self, context_id: str, turn_id: str) -> Turn:
+        """The turn as it is now."""
+        return await self._ask("GET", _path(context_id, "turns", turn_id), Turn)
+
+    def turns(self, context_id: str) -> AsyncGenerator[Turn]:
+        """All turns, oldest first."""
+        return self._items(_path(context_id, "turns"), TurnPage)
+
+    def transitions(self, context_id: str) -> AsyncGenerator[JournalEntry]:
+        """The journal of the state machine, oldest first (§5)."""
+        return self._items(_path(context_id, "transitions"), JournalPage)
+
+    async def cancel(self, context_id: str, turn_id: str | None = None) -> CancelAnswer:
+        """Ends the running turn; with `turn_id` only that one, which may still be queued (§6)."""
+        if turn_id is None:
+            return await self._ask("POST", _path(context_id, "cancel"), CancelAnswer, body={})
+        return await self._ask("POST", _path(context_id, "turns", turn_id, "cancel"), CancelAnswer)
+
+    async def retry(self, context_id: str) -> RetryAnswer:
+        """Tries the failed turn again, as a new one."""
+        return await self._ask("POST", _path(context_id, "retry"), RetryAnswer)
+
+    async def signals(
+        self, context_id: str, *, cursor: str | None = None, throttle_ms: int = 30
+    ) -> AsyncGenerator[signal.Signal | Disconnected]:
+        """The signals of a context from `cursor` on, over as many connections as it takes (§4).
+
+        Ends after the `state_changed` to `deleted`. Raises `ApiError` where a new try is pointless.
+        """
+        failures = 0
+        while True:
+            asked_s = 0.0
+            try:
+                async with self._stream(context_id, cursor, throttle_ms) as frames:
+                    reason = "the server ended the stream"
+                    async for frame in frames.aiter_sse():
+                        cursor = frame.id or cursor
+                        asked_s = asked_s if frame.retry is None else frame.retry / 1000
+                        if (told := _decode(frame)) is not None:
+                            failures = 0
+                            yield told
+                            if (
+                                isinstance(told, signal.StateChanged)
+                                and told.new_state == signal.DELETED_STATE
+                            ):
+                                return
+            except httpx.TransportError as error:
+                reason = reason_of(error)
+            except ApiError as error:
+                if not error.passing:
+                    raise
+                reason, asked_s = str(error), error.retry_after_s
+            failures += 1
+            wait_s = pause_s(failures, asked_s)
+            yield Disconnected(reason=reason, retry_s=round(wait_s, 3))
+            await asyncio.sleep(wait_s)
+
+    async def follow(
+        self,
+        context_id: str,
+        *,
+        cursor: str | None = None,
+        held: Mapping[str, int] | None = None,
+        throttle_ms: int = 30,
+    ) -> AsyncGenerator[Event]:
+        """What happens in a context from `cursor` on, all text exactly once and in order (§4.4).
+
+        Goes on over broken connections and restarts. `held`: the sequences, by message id, that the
+        caller has. Ends when the context is deleted. Raises `ApiError` where a new try is pointless
+        (404: no such context). To stop early, close it (`contextlib.aclosing`).
+        """
+        levels = Levels(held or {}, lambda *place: self._pull(context_id, *place))
+        signals = self.signals(context_id, cursor=cursor, throttle_ms=throttle_ms)
+        watch = asyncio.create_task(levels.watch(signals))
+        try:
+            async for event in levels.events(watch):
+                yield event
+        finally:
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
+
+    @asynccontextmanager
+    async def _stream(
+        self, context_id: str, cursor: str | None, throttle_ms: int
+    ) -> AsyncGenerator[EventSource]:
+        params = {"heartbeat": f"{self._heartbeat_s:g}", "throttle_ms": throttle_ms}
+        headers = {"Last-Event-ID": cursor} if cursor else {}
+        timeout = httpx.Timeout(self._timeout_s, read=HEARTBEATS_MISSED * self._heartbeat_s)
+        path = _path(context_id, "stream")
+        async with aconnect_sse(
+            self._http, "GET", path, params=params, headers=headers, timeout=timeout
+        ) as frames:
+            if frames.response.status_code != 200:
+                await frames.response.aread()
+                raise ApiError.of(frames.response)
+            yield frames
+
+    async def _pull(
+        self, context_id: str, message_id: str, from_sequence: int, wait_s: float = 0
+    ) -> Pull:
+        path = _path(context_id, "messages", message_id, "content")
+        wait = {"wait": f"{wait_s:g}"} if wait_s else {}
+        params = {"from_sequence": from_sequence, **wait}
+        return await self._ask("GET", path, Pull, params=params, timeout_s=self._timeout_s + wait_s)
+
+    async def _with_content(self, message: Message) -> Message:
+        """A page carries at most 1 MiB of text; the rest is pulled."""
+        texts, sequence = [message.content or ""], message.content_sequence or 0
+        while sequence < message.current_sequence:
+            answer = await self.pull(message.context_id, message.id, sequence)
+            if answer.sequence == sequence:  # the server has less than it said: not to ask for ever
+                break
+            texts.append(answer.content)
+            sequence = answer.sequence
+        return msgspec.structs.replace(message, content="".join(texts), content_sequence=sequence)
+
+    async def _pages(self, path: str, type_: type[P], **params: Any) -> AsyncGenerator[P]:
+        while True:
+            page = await self._ask("GET", path, type_, params=params)
+            yield page
+            if page.next_cursor is None:
+                return
+            params["cursor"] = page.next_cursor
+
+    async def _items(self, path: str, type_: type["_Page[T]"], **params: Any) -> AsyncGenerator[T]:
+        async for page in self._pages(path, type_, **params):
+            for item in page.items:
+                yield item
+
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        type_: type[T],
+        *,
+        params: Mapping[str, Any] | None = None,
+        body: Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
+    ) -> T:
+        response = await self._request(method, path, params, body, timeout_s)
+        try:
+            return msgspec.json.decode(response.content, type=type_)
+        except msgspec.DecodeError:
+            raise ApiError.of(response) from None
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        params: Mapping[str, Any] | None = None,
+        body: Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
+    ) -> httpx.Response:
+        try:
+            response = await self._http.request(
+                method,
+                path,
+                params={name: value for name, value in (params or {}).items() if value is not None},
+                content=None if body is None else msgspec.json.encode(body),
+                headers=None if body is None else {"Content-Type": "application/json"},
+                timeout=timeout_s or self._timeout_s,
+            )
+        except httpx.TransportError as error:
+            raise UnreachableError(self.base_url, reason_of(error)) from error
+        if not response.is_success:
+            raise ApiError.of(response)
+        return response
+
+
+def _path(context_id: str, *rest: str) -> str:
+    """Ids may be `.` and `..`, which URLs would take for folders unless the dots are escaped."""
+    parts = (quote(part, safe="") for part in (context_id, *rest))
+    escaped = (part.replace(".", "%2E") if part in {".", ".."} else part for part in parts)
+    return "/contexts/" + "/".join(escaped)
+
+
+def _decode(frame: ServerSentEvent) -> signal.Signal | None:
+    """The signal in a frame; none in a bare `retry:`, or in what a newer server may send."""
+    try:
+        return _SIGNALS.decode(frame.data)
+    except msgspec.DecodeError:
+        return None

@@ -1,0 +1,88 @@
+"""How a call can fail, and how long to wait before it is tried again."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+
+import httpx
+import msgspec
+
+TRIES_MAX = 4
+BACKOFF_FIRST_S = 0.1
+BACKOFF_MAX_S = 10.0
+WAIT_ASKED_MAX_S = 60.0  # a longer `retry:` or Retry-After is cut to this
+PASSING = frozenset({429, 502, 503, 504})  # statuses that another try may find gone
+
+T = TypeVar("T")
+
+
+class ClientError(Exception):
+    """What a call can end with. `passing`: a new try may do, in `retry_after_s` at the soonest."""
+
+    passing = False
+    retry_after_s = 0.0
+
+
+class UnreachableError(ClientError):
+    """No answer came: nothing listens there, the connection broke, or time ran out."""
+
+    passing = True
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(f"contextd is not reachable at {url} ({reason})")
+        self.url = url
+        self.reason = reason
+
+
+class ApiError(ClientError):
+    """The server refused (§1). `problem` is the whole answer, with the facts of its code.
+
+    `code` is `unexpected_answer` where the answer is not contextd's (a proxy's error page, say).
+    """
+
+    def __init__(self, status: int, code: str, detail: str, problem: Mapping[str, Any]) -> None:
+        super().__init__(f"{detail} ({code})")
+        self.status = status
+        self.code = code
+        self.detail = detail
+        self.problem = problem
+        self.passing = status in PASSING
+
+    @classmethod
+    def of(cls, response: httpx.Response) -> "ApiError":
+        """The refusal that a read `response` holds."""
+        try:
+            problem = msgspec.json.decode(response.content, type=dict[str, Any])
+        except msgspec.DecodeError:
+            problem = {}
+        code = str(problem.get("code", "unexpected_answer"))
+        detail = str(problem.get("detail", f"The server answered {response.status_code}."))
+        error = cls(response.status_code, code, detail, problem)
+        wait = response.headers.get("Retry-After", "")
+        error.retry_after_s = float(wait) if wait.isascii() and wait.isdigit() else 0.0
+        return error
+
+
+def reason_of(error: httpx.TransportError) -> str:
+    """One line for people; several of httpx's errors have no text but their name."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def pause_s(failures: int, asked_s: float = 0.0) -> float:
+    """The wait after that many failures in a row: jittered, exponential, at least as asked."""
+    backoff_s = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2.0 ** min(failures - 1, 10))
+    jittered_s = backoff_s * random.uniform(0.5, 1)  # noqa: S311 - spreads clients, hides nothing
+    return max(jittered_s, min(asked_s, WAIT_ASKED_MAX_S))
+
+
+async def patiently(call: Callable[[], Awaitable[T]]) -> T:
+    """`call`, up to four times while its failure may pass. Only for what repeats without harm."""
+    for failures in range(1, TRIES_MAX):
+        try:
+            return await call()
+        except ClientError as error:
+            if not error.passing or error.retry_after_s > BACKOFF_MAX_S:
+                raise
+            await asyncio.sleep(pause_s(failures, error.retry_after_s))
+    return await call()

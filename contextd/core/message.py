@@ -1,0 +1,181 @@
+"""Messages, their content, and what a client sends (§3)."""
+
+from enum import StrEnum
+from typing import Annotated, Literal, TypeAlias
+
+import msgspec
+
+from contextd.core.values import Content, Id, JsonObject, Timestamp
+
+
+class Role(StrEnum):
+    """Who speaks."""
+
+    SYSTEM = "system"
+    USER = "user"
+    ASSISTANT = "assistant"
+    TOOL = "tool"
+
+
+class MessageStatus(StrEnum):
+    """`streaming` is open; every other status is closed for good."""
+
+    STREAMING = "streaming"
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+
+
+TEXT = "text"
+THINKING = "thinking"
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """What went wrong in a turn or a message, without chat text."""
+
+    type: str
+    message: str
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens as the model's server counted them."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            completion_tokens=self.completion_tokens + other.completion_tokens,
+        )
+
+
+class MessageStats(msgspec.Struct, frozen=True, kw_only=True):
+    """How a closed message came about. Times are in milliseconds."""
+
+    chunks: int
+    characters: int
+    bytes: int
+    first_chunk_ms: int | None
+    total_ms: int
+    mean_interval_ms: float | None
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """One message. Its text is not here: it is pulled (§3.3), or asked for with `include=content`."""
+
+    id: str
+    context_id: str
+    turn_id: str | None
+    parent_id: str | None
+    role: Role
+    kind: str
+    status: MessageStatus
+    current_sequence: int
+    final_sequence: int | None
+    media_type: str
+    finish_reason: str | None
+    usage: Usage | None
+    error: Problem | None
+    metadata: JsonObject
+    client_metadata: JsonObject
+    stats: MessageStats | None
+    created_at: Timestamp
+    completed_at: Timestamp | None
+    content: str | msgspec.UnsetType = msgspec.UNSET
+    content_sequence: int | msgspec.UnsetType = msgspec.UNSET
+
+
+class MessagePage(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of messages. `stream_cursor` is of the same snapshot: attach with it, miss nothing."""
+
+    items: list[Message]
+    next_cursor: str | None
+    revision: int
+    stream_cursor: str
+
+
+class Pull(msgspec.Struct, frozen=True, kw_only=True):
+    """Exactly the text of chunks `from_sequence` + 1 … `sequence` (§3.3)."""
+
+    context_id: str
+    message_id: str
+    from_sequence: int
+    sequence: int
+    content: str
+    head_sequence: int
+    status: MessageStatus
+    final: bool
+
+
+class RangePull(msgspec.Struct, frozen=True, kw_only=True):
+    """A pull bounded by `to_sequence`: only what can never change, so that it may be cached."""
+
+    context_id: str
+    message_id: str
+    from_sequence: int
+    sequence: int
+    content: str
+
+
+class Chunk(msgspec.Struct, frozen=True, kw_only=True):
+    """One chunk as it was written."""
+
+    sequence: int
+    content: str
+    created_at: Timestamp
+
+
+class ChunkPage(msgspec.Struct, frozen=True, kw_only=True):
+    """Chunks after a position, each by itself."""
+
+    context_id: str
+    message_id: str
+    chunks: list[Chunk]
+    sequence: int
+    head_sequence: int
+    status: MessageStatus
+    final: bool
+
+
+class TextPayload(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    tag_field="type",
+    tag="text",
+):
+    """Plain text. `display` is what a frontend shows in its place, if that differs."""
+
+    content: Content
+    display: Annotated[str, msgspec.Meta(pattern="^[^\\u0000]*$")] | None = None
+
+
+OnBusy: TypeAlias = Literal["enqueue", "reject", "interrupt"]
+
+
+class SendRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`POST /contexts/{id}/messages` (§3.1)."""
+
+    payload: TextPayload
+    client_metadata: JsonObject = msgspec.field(default_factory=dict)
+    message_id: Id | None = None
+    role: Role = Role.USER
+    branch: Id | None = None
+    parent_id: Id | None = None
+    on_busy: OnBusy | None = None
+    respond: bool = True
+
+
+class SendAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What a send answers: the message is stored, and the turn runs or waits on its own."""
+
+    context_id: str
+    message_id: str
+    turn_id: str | None
+    state: str
+    revision: int
+    stream_cursor: str
+    queued: bool

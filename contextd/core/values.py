@@ -1,0 +1,36 @@
+"""The small values that every type is made of: ids, sequences, times, and their limits (§1)."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from msgspec import Meta
+
+ID_PATTERN = "^[A-Za-z0-9_.:-]{1,64}$"
+WORD_PATTERN = "^[a-z][a-z0-9_]{0,63}$"
+SEQUENCE_MAX = 2**53 - 1  # beyond this a JavaScript client could not hold the number exactly
+LABEL_CHARS_MAX = 512
+DOCUMENT_CHARS_MAX = 262_144
+
+# Text may hold any Unicode but U+0000, which PostgreSQL cannot store (§3.1).
+_NO_NUL = "^[^\\u0000]*$"
+
+Id = Annotated[str, Meta(pattern=ID_PATTERN, description="1 to 64 of A-Z a-z 0-9 _ . : -")]
+Word = Annotated[str, Meta(pattern=WORD_PATTERN, description="A lower-case word")]
+Label = Annotated[str, Meta(pattern=_NO_NUL, max_length=LABEL_CHARS_MAX)]
+Document = Annotated[str, Meta(pattern=_NO_NUL, max_length=DOCUMENT_CHARS_MAX)]
+Content = Annotated[str, Meta(pattern=_NO_NUL, min_length=1)]
+Sequence = Annotated[int, Meta(ge=0, le=SEQUENCE_MAX)]
+Timestamp = Annotated[
+    str,
+    Meta(
+        description="RFC 3339, UTC, milliseconds",
+        extra_json_schema={"format": "date-time"},
+    ),
+]
+JsonObject = dict[str, Any]
+
+
+def timestamp(epoch_ms: int) -> str:
+    """`epoch_ms` as RFC 3339 in UTC with milliseconds and `Z`."""
+    at = datetime.fromtimestamp(epoch_ms // 1000, UTC)
+    return f"{at:%Y-%m-%dT%H:%M:%S}.{epoch_ms % 1000:03d}Z"

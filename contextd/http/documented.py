@@ -1,0 +1,59 @@
+"""What routes share in the OpenAPI document: parameters, and the problems that they answer."""
+
+from typing import Annotated
+
+import msgspec
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.params import QueryParameter
+
+from contextd.core.values import SEQUENCE_MAX
+from contextd.http.problems import PROBLEM_MEDIA_TYPE
+
+PAGE_MAX = 1000
+
+Limit = Annotated[int, QueryParameter(ge=1, le=PAGE_MAX, description="Items of a page")]
+Cursor = Annotated[
+    str | None, QueryParameter(max_length=200, description="`next_cursor` of the page before")
+]
+Position = Annotated[
+    int,
+    QueryParameter(
+        ge=0, le=SEQUENCE_MAX, description="What the reader holds; what follows is answered"
+    ),
+]
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """A refusal (RFC 9457). `code` is stable; its facts stand beside it."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+
+
+_DESCRIPTIONS = {
+    400: "invalid_request",
+    403: "forbidden",
+    404: "Not found: no such context, message, branch, turn or path",
+    405: "method_not_allowed",
+    409: "id_taken, illegal_transition or context_busy",
+    413: "payload_too_large",
+    415: "unsupported_media_type",
+    429: "queue_full",
+    503: "overloaded or shutting_down",
+}
+
+
+def refuses(*statuses: int) -> dict[int, ResponseSpec]:
+    """The problems of an operation, for its `responses`."""
+    return {
+        status: ResponseSpec(
+            Problem,
+            description=_DESCRIPTIONS[status],
+            media_type=PROBLEM_MEDIA_TYPE,
+            generate_examples=False,
+        )
+        for status in (*statuses, 403)
+    }

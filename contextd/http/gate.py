@@ -1,0 +1,131 @@
+"""Who is answered at all (§11): only known host names, and browsers only from known origins.
+
+It speaks CORS too, because Litestar's middleware replaces the `Vary` of the answers that it touches, and
+answers that are cached for ever must keep theirs (§3.3).
+
+Without auth this is what stands between a web page that somebody visits and the server on their
+machine: a page can make a browser send requests here, but it cannot forge `Host` or `Origin`. It runs
+before everything else, for HTTP and for WebSocket handshakes alike.
+"""
+
+import re
+from collections.abc import Sequence
+
+from litestar.enums import ScopeType
+from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
+
+from contextd.core.errors import ContextdError, Forbidden, ShuttingDown
+from contextd.http.problems import PROBLEM_MEDIA_TYPE, problem
+
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+LOOPBACK_ORIGIN = r"https?://(?:localhost|127\.0\.0\.1|\[::1\])(?::\d{1,5})?"
+EXPOSED = (
+    b"Contextd-Sequence, Contextd-Head-Sequence, Contextd-Status, Contextd-Final, "
+    b"ETag, Retry-After, Location"
+)
+_PORT = re.compile(rb":\d{1,5}$")
+
+
+def origin_pattern(origins: Sequence[str]) -> str:
+    """A pattern for whole origins: those of the setting, or loopback ones without it."""
+    return "|".join(re.escape(origin) for origin in origins) if origins else LOOPBACK_ORIGIN
+
+
+class Gate:
+    """Wraps the application. `allowed_hosts` without ports; `*` answers to every name."""
+
+    def __init__(
+        self, app: ASGIApp, *, allowed_hosts: Sequence[str], cors_origins: Sequence[str]
+    ) -> None:
+        self._app = app
+        self._any_host = "*" in allowed_hosts
+        self._hosts = {name.lower().encode() for name in (*LOOPBACK_NAMES, *allowed_hosts)}
+        self._any_origin = "*" in cors_origins
+        self._origin = re.compile(origin_pattern(cors_origins).encode())
+        self.closing = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes on what may pass; answers the rest with a problem."""
+        refusal = self._refusal(scope)
+        if refusal is None:
+            origin = _header(scope, b"origin")
+            if origin is None or scope["type"] != ScopeType.HTTP:
+                await self._app(scope, receive, send)
+            elif _is_preflight(scope):
+                await _allow(send, origin, _header(scope, b"access-control-request-headers"))
+            else:
+                await self._app(scope, receive, _sharing(send, origin))
+        elif scope["type"] == ScopeType.HTTP:
+            await _refuse(send, refusal)
+        else:
+            await send({"type": "websocket.close", "code": 4403, "reason": refusal.code})
+
+    def _refusal(self, scope: Scope) -> ContextdError | None:
+        if self.closing:
+            return ShuttingDown()
+        host = origin = None
+        for name, value in scope["headers"]:
+            if name == b"host":
+                host = value
+            elif name == b"origin":
+                origin = value
+        if not self._any_host and not self._known_host(host):
+            return Forbidden("This server does not answer to that host name.")
+        if origin is not None and not self._any_origin and not self._origin.fullmatch(origin):
+            return Forbidden("This server does not answer to pages of that origin.")
+        return None
+
+    def _known_host(self, host: bytes | None) -> bool:
+        if host is None:
+            return False
+        return host in self._hosts or _PORT.sub(b"", host).lower() in self._hosts
+
+
+def _header(scope: Scope, wanted: bytes) -> bytes | None:
+    return next((value for name, value in scope["headers"] if name == wanted), None)
+
+
+def _is_preflight(scope: HTTPScope) -> bool:
+    asked = _header(scope, b"access-control-request-method")
+    return scope["method"] == "OPTIONS" and asked is not None
+
+
+async def _allow(send: Send, origin: bytes, wanted_headers: bytes | None) -> None:
+    """Answers a preflight of an origin that may ask: any method of ours, any header."""
+    fields = [
+        (b"access-control-allow-origin", origin),
+        (b"access-control-allow-methods", b"GET, HEAD, POST, PUT, PATCH, DELETE"),
+        (b"access-control-allow-headers", wanted_headers or b"Content-Type"),
+        (b"access-control-max-age", b"600"),
+        (b"vary", b"Origin, Access-Control-Request-Headers"),
+    ]
+    await send({"type": "http.response.start", "status": 204, "headers": fields})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _sharing(send: Send, origin: bytes) -> Send:
+    """A `send` that lets pages of `origin` read the answer."""
+
+    async def sharing_send(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            fields = list(message["headers"])
+            fields.append((b"access-control-allow-origin", origin))
+            fields.append((b"access-control-expose-headers", EXPOSED))
+            if not any(name == b"vary" and b"Origin" in value for name, value in fields):
+                fields.append((b"vary", b"Origin"))
+            message["headers"] = fields
+        await send(message)
+
+    return sharing_send
+
+
+async def _refuse(send: Send, refusal: ContextdError) -> None:
+    status, body, headers = problem(refusal)
+    fields = [(name.encode(), value.encode()) for name, value in headers.items()]
+    fields += [
+        (b"content-type", PROBLEM_MEDIA_TYPE.encode()),
+        (b"content-length", str(len(body)).encode()),
+        (b"cache-control", b"no-store"),
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": fields})
+    await send({"type": "http.response.body", "body": body, "more_body": False})

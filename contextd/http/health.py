@@ -1,0 +1,102 @@
+"""Whether the server lives, whether it can work, and its figures (§12)."""
+
+from collections.abc import Iterable
+from typing import Literal
+
+import msgspec
+from litestar import MediaType, Response, Router, get
+from litestar.datastructures import State
+from litestar.openapi.datastructures import ResponseSpec
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+from contextd.core.errors import Overloaded
+from contextd.http.documented import refuses
+from contextd.service import Service
+from contextd.turns import Turns
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """The server's word on itself."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Figures:
+    """Collected when `/metrics` is asked, from counts that the rooms keep anyway: no hot path pays."""
+
+    def __init__(self, service: Service, turns: Turns) -> None:
+        self._service = service
+        self._turns = turns
+
+    def collect(self) -> Iterable[Metric]:
+        """The metrics, all prefixed `contextd_`."""
+        ledger = self._service.ledger
+        hub, writer = ledger.hub, ledger.writer
+        for name, text, value in (
+            ("streams_open", "Streams of signals that are open", hub.reader_count),
+            ("turns_running", "Turns that this process works on", self._turns.running),
+            ("writer_queue_length", "Writes that wait for the next commit", writer.queue_length),
+            ("tail_bytes", "Memory held by the live tail, about", ledger.tail.weight_bytes),
+        ):
+            yield GaugeMetricFamily(f"contextd_{name}", text, value=value)
+        for name, text, value in (
+            ("commits", "Transactions committed by the writer", writer.commits),
+            ("chunks_written", "Chunks made durable", writer.chunks_written),
+            ("turn_retries", "Requests to the model that were tried again", self._turns.retries),
+            ("signals_sent", "Frames of signals sent", hub.frames_sent),
+            ("signals_merged", "Signals merged into a newer one", hub.merged),
+            ("slow_readers", "Readers disconnected for taking nothing", hub.slow_disconnects),
+        ):
+            yield CounterMetricFamily(f"contextd_{name}", text, value=value)
+        outcomes = CounterMetricFamily(
+            "contextd_turns", "Turns that ended here, by how", labels=["outcome"]
+        )
+        for outcome, count in self._turns.outcomes.items():
+            outcomes.add_metric([outcome], count)
+        yield outcomes
+
+
+def make_registry(service: Service, turns: Turns) -> CollectorRegistry:
+    """A registry of this server alone, so that two in one process do not mix."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Figures(service, turns))
+    return registry
+
+
+@get("/health/live", responses=refuses())
+async def live() -> Health:
+    """The process answers."""
+    return Health()
+
+
+@get("/health/ready", responses=refuses(503))
+async def ready(state: State) -> Health:
+    """The database answers and writes are being taken."""
+    service: Service = state.service
+    if not service.ledger.writer.alive:
+        raise Overloaded("Writes are not being taken.")
+    try:
+        await state.reader.ping()
+    except Exception:
+        raise Overloaded("The database does not answer.") from None
+    return Health()
+
+
+@get(
+    "/metrics",
+    media_type=MediaType.TEXT,
+    responses={
+        200: ResponseSpec(str, media_type=CONTENT_TYPE_PLAIN_0_0_4, generate_examples=False),
+        **refuses(),
+    },
+)
+async def metrics(state: State) -> Response[bytes]:
+    """Figures in Prometheus' text format."""
+    return Response(
+        generate_latest(state.registry), headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4}
+    )
+
+
+router = Router(path="/", tags=["operation"], route_handlers=[live, ready, metrics])

@@ -1,0 +1,129 @@
+"""`GET /schema/openapi.json` (§12): every operation, its parameters and its problems.
+
+The two hottest routes are bare ASGI handlers, of which Litestar documents nothing. So the document is
+made from an application of its own, in which those two stand as ordinary handlers that are never
+called; what runs and what is described share parameters and types.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import msgspec
+from litestar import Litestar, MediaType, Response, Router, get, head
+from litestar.datastructures import ResponseHeader, State
+from litestar.di import Provide
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.params import FromPath, QueryParameter
+
+from contextd import __version__
+from contextd.core.message import Pull
+from contextd.core.values import SEQUENCE_MAX
+from contextd.http.content import WAIT_S_MAX
+from contextd.http.documented import Position, refuses
+
+_End = Annotated[
+    int | None,
+    QueryParameter(ge=0, le=SEQUENCE_MAX, description="The last chunk that is wanted, inclusive"),
+]
+_Wait = Annotated[
+    float, QueryParameter(ge=0, le=WAIT_S_MAX, description="Seconds to wait for something new")
+]
+_PULL_RESPONSES = {
+    304: ResponseSpec(None, description="The reader's copy (If-None-Match) is still right"),
+    **refuses(400, 404, 503),
+}
+_PULL_HEADERS = [
+    ResponseHeader(name="ETag", description="From ids, positions and status", value=""),
+    ResponseHeader(name="Cache-Control", description="`immutable` where it is", value=""),
+]
+
+
+@get(
+    "/contexts/{context_id:str}/messages/{message_id:str}/content",
+    responses=_PULL_RESPONSES,
+    response_headers=_PULL_HEADERS,
+)
+async def pull_content(
+    context_id: FromPath[str],
+    message_id: FromPath[str],
+    from_sequence: Position = 0,
+    to_sequence: _End = None,
+    wait: _Wait = 0,
+) -> Pull:
+    """Pulls the text after a position. With `to_sequence` the answer has no head, status or final."""
+    raise AssertionError("only described, never called")
+
+
+@head(
+    "/contexts/{context_id:str}/messages/{message_id:str}/content",
+    responses=_PULL_RESPONSES,
+    response_headers=_PULL_HEADERS,
+)
+async def head_content(
+    context_id: FromPath[str],
+    message_id: FromPath[str],
+    from_sequence: Position = 0,
+    to_sequence: _End = None,
+    wait: _Wait = 0,
+) -> None:
+    """The headers of a pull."""
+    raise AssertionError("only described, never called")
+
+
+@get(
+    "/contexts/{context_id:str}/stream",
+    media_type="text/event-stream",
+    responses=refuses(400, 404, 503),
+)
+async def stream_signals(
+    context_id: FromPath[str],
+    throttle_ms: Annotated[int, QueryParameter(ge=0, le=1000)] = 100,
+    heartbeat: Annotated[float, QueryParameter(ge=5, le=60)] = 15,
+    framing: Annotated[Literal["unnamed", "named"], QueryParameter()] = "unnamed",
+    last_event_id: Annotated[str | None, QueryParameter(description="A cursor")] = None,
+) -> str:
+    """The stream of signals: server-sent events without any text of a message."""
+    raise AssertionError("only described, never called")
+
+
+_CONFIG = OpenAPIConfig(
+    title="contextd",
+    version=__version__,
+    description="Conversations whose stream carries only signals: text is pulled, exactly.",
+    use_handler_docstrings=True,
+    path="/described",  # never served: it only must not be in the way of the route below
+    render_plugins=[JsonRenderPlugin(path="/openapi.json")],
+)
+
+
+def make_document(routers: Sequence[Router], dependencies: Mapping[str, Provide]) -> bytes:
+    """The document of these routers and of the routes that are only described here."""
+    described = Router(
+        path="/", tags=["content"], route_handlers=[pull_content, head_content, stream_signals]
+    )
+    app = Litestar(
+        route_handlers=[*routers, described, get_document],
+        dependencies=dependencies,
+        openapi_config=_CONFIG,
+        logging_config=None,
+    )
+    document: dict[str, Any] = app.openapi_schema.to_schema()
+    for path in document["paths"].values():
+        for operation in path.values():
+            _tell_the_truth(operation)
+    return msgspec.json.encode(document)
+
+
+def _tell_the_truth(operation: dict[str, Any]) -> None:
+    """Litestar describes a 400 of its own shape; ours are problems, where there are any."""
+    for status, response in list(operation["responses"].items()):
+        if "application/json" in response.get("content", {}) and int(status) >= 400:
+            del operation["responses"][status]
+
+
+@get("/schema/openapi.json", media_type=MediaType.JSON, responses=refuses())
+async def get_document(state: State) -> Response[bytes]:
+    """This document."""
+    return Response(state.openapi_document, headers={"content-type": "application/json"})

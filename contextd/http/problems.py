@@ -1,0 +1,163 @@
+"""How refusals look on the wire: RFC 9457 problems, and the one map from codes to statuses (§1)."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import structlog
+from litestar import Request, Response
+from litestar.exceptions import HTTPException, SerializationException, ValidationException
+from litestar.types import ExceptionHandlersMap
+
+from contextd.core.errors import (
+    BranchNotFound,
+    ContextBusy,
+    ContextdError,
+    ContextNotFound,
+    FieldError,
+    Forbidden,
+    IdTaken,
+    IllegalTransition,
+    InternalError,
+    InvalidRequest,
+    MessageClosed,
+    MessageNotFound,
+    MethodNotAllowed,
+    NotFound,
+    Overloaded,
+    PayloadTooLarge,
+    QueueFull,
+    ShuttingDown,
+    StaleProducer,
+    TurnNotFound,
+    UnsupportedMediaType,
+)
+
+log = structlog.get_logger(__name__)
+
+STATUSES: Mapping[type[ContextdError], int] = {
+    InvalidRequest: 400,
+    Forbidden: 403,
+    ContextNotFound: 404,
+    MessageNotFound: 404,
+    BranchNotFound: 404,
+    TurnNotFound: 404,
+    NotFound: 404,
+    MethodNotAllowed: 405,
+    IdTaken: 409,
+    IllegalTransition: 409,
+    ContextBusy: 409,
+    MessageClosed: 409,
+    StaleProducer: 409,
+    PayloadTooLarge: 413,
+    UnsupportedMediaType: 415,
+    QueueFull: 429,
+    InternalError: 500,
+    Overloaded: 503,
+    ShuttingDown: 503,
+}
+
+RETRY_AFTER_S = {429: 5, 503: 1}
+PROBLEM_MEDIA_TYPE = "application/problem+json"
+TYPE_PREFIX = "urn:contextd:problem:"
+
+
+def problem(error: ContextdError) -> tuple[int, bytes, dict[str, str]]:
+    """The status, the body and the headers of a refusal."""
+    status = STATUSES[type(error)]
+    body = {
+        "type": TYPE_PREFIX + error.code,
+        "title": error.title,
+        "status": status,
+        "detail": error.detail,
+        "code": error.code,
+        **error.facts,
+    }
+    headers = {}
+    if status in RETRY_AFTER_S:
+        headers["retry-after"] = str(RETRY_AFTER_S[status])
+    return status, msgspec.json.encode(body), headers
+
+
+def problem_response(
+    error: ContextdError, headers: Mapping[str, str] | None = None
+) -> Response[bytes]:
+    """A refusal as Litestar sends it."""
+    status, body, own = problem(error)
+    return Response(
+        body,
+        status_code=status,
+        media_type=PROBLEM_MEDIA_TYPE,
+        headers={**own, **(headers or {}), "cache-control": "no-store"},
+    )
+
+
+def _on_refusal(_: Request[Any, Any, Any], error: ContextdError) -> Response[bytes]:
+    return problem_response(error)
+
+
+def _on_http(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
+    """Litestar's own refusals, in our words."""
+    headers = {}
+    refusal: ContextdError
+    match error.status_code:
+        case 404:
+            refusal = NotFound("There is nothing at this path.")
+        case 405:
+            refusal = MethodNotAllowed(f"{request.method} is not possible here.")
+            headers["allow"] = (error.headers or {}).get("allow", "")
+        case 413:
+            refusal = PayloadTooLarge(request.app.state.request_bytes_max)
+        case 415:
+            refusal = UnsupportedMediaType("The body must be application/json.")
+        case status if status >= 500:
+            return _on_defect(request, error)
+        case _:
+            refusal = InvalidRequest(*_field_errors(error))
+    return problem_response(refusal, headers)
+
+
+def _on_defect(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    """What nobody foresaw: the log gets everything, the client a code."""
+    log.error("a request failed by a defect", path=request.scope["path"], exc_info=error)
+    return problem_response(InternalError())
+
+
+_UNKNOWN_FIELD = re.compile(r"unknown field `([^`]*)`")
+_MISSING_FIELD = re.compile(r"missing required field `([^`]*)`")
+_AT = re.compile(r" - at `\$\.?([^`]*)`$")
+
+
+def explain(message: str, fallback: str = "body") -> FieldError:
+    """msgspec's sentence, with the field that it is about by itself."""
+    place = _AT.search(message)
+    where = place.group(1) if place else ""
+    text = _AT.sub("", message)
+    for pattern in (_UNKNOWN_FIELD, _MISSING_FIELD):
+        if named := pattern.search(text):
+            where = f"{where}.{named.group(1)}" if where else named.group(1)
+    return FieldError(field=where or fallback, message=text)
+
+
+def _field_errors(error: HTTPException) -> list[FieldError]:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, msgspec.ValidationError):
+            return [explain(str(cause))]
+        if isinstance(cause, msgspec.DecodeError | SerializationException):
+            return [FieldError(field="body", message="not valid JSON")]
+        cause = cause.__cause__
+    if isinstance(error, ValidationException) and isinstance(error.extra, list):
+        return [
+            FieldError(field=str(entry.get("key") or "body"), message=str(entry.get("message", "")))
+            for entry in error.extra
+        ] or [FieldError(field="request", message=error.detail)]
+    return [FieldError(field="request", message=error.detail)]
+
+
+EXCEPTION_HANDLERS: ExceptionHandlersMap = {
+    ContextdError: _on_refusal,
+    HTTPException: _on_http,
+    Exception: _on_defect,
+}

@@ -1,0 +1,103 @@
+"""Strict query parameters: unknown, repeated and out-of-range ones are named, never ignored (§1)."""
+
+import math
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+from urllib.parse import parse_qsl
+
+from litestar.connection import ASGIConnection
+from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
+
+from contextd.core.errors import (
+    ContextdError,
+    ContextNotFound,
+    FieldError,
+    InvalidRequest,
+    MessageNotFound,
+    NotFound,
+    TurnNotFound,
+)
+from contextd.core.values import ID_PATTERN, SEQUENCE_MAX
+
+_ID = re.compile(ID_PATTERN)
+_DIGITS = re.compile("[0-9]{1,16}")
+_MISSING: Mapping[str, type[Any]] = {
+    "context_id": ContextNotFound,
+    "message_id": MessageNotFound,
+    "turn_id": TurnNotFound,
+}
+_NOT_QUERY = frozenset({"request", "data", "return"})
+_REPEATABLE = frozenset({"state"})
+
+
+def parse_query(raw: bytes, known: Collection[str]) -> dict[str, str]:
+    """The parameters by name. Raises `InvalidRequest` naming each that is unknown or repeated."""
+    values: dict[str, str] = {}
+    errors = []
+    for name, value in parse_qsl(raw.decode("latin-1"), keep_blank_values=True):
+        if name not in known:
+            errors.append(FieldError(field=name, message="unknown query parameter"))
+        elif name in values and name not in _REPEATABLE:
+            errors.append(FieldError(field=name, message="given more than once"))
+        values[name] = value
+    if errors:
+        raise InvalidRequest(*errors)
+    return values
+
+
+def whole_number(
+    values: Mapping[str, str], name: str, *, default: int, least: int = 0, most: int = SEQUENCE_MAX
+) -> int:
+    """A parameter that is a whole number from `least` to `most`."""
+    text = values.get(name)
+    if text is None:
+        return default
+    number = int(text) if _DIGITS.fullmatch(text) else -1
+    if not least <= number <= most:
+        raise InvalidRequest.of(name, f"must be a whole number from {least} to {most}")
+    return number
+
+
+def number(
+    values: Mapping[str, str], name: str, *, default: float, least: float, most: float
+) -> float:
+    """A parameter that is a number from `least` to `most`."""
+    text = values.get(name)
+    if text is None:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not least <= value <= most:
+        raise InvalidRequest.of(name, f"must be a number from {least:g} to {most:g}")
+    return value
+
+
+def check_path(path_params: Mapping[str, Any]) -> None:
+    """What is no id names nothing, so it need not be asked of the database."""
+    for name, value in path_params.items():
+        if not _ID.fullmatch(str(value)):
+            raise missing(name, str(value))
+
+
+def missing(name: str, value: str) -> ContextdError:
+    """The 404 for a path parameter."""
+    known = _MISSING.get(name)
+    return NotFound("There is nothing at this path.") if known is None else known(value)
+
+
+def check_request(
+    connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler
+) -> None:
+    """A guard for every Litestar route: ids that can exist, and only declared parameters."""
+    if not isinstance(handler, HTTPRouteHandler):
+        return
+    check_path(connection.path_params)
+    raw = connection.scope["query_string"]
+    if raw:
+        declared = handler.parsed_fn_signature.parameters.keys() - _NOT_QUERY
+        parse_query(
+            raw, declared - connection.path_params.keys() - handler.resolve_dependencies().keys()
+        )

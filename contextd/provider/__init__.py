@@ -1,0 +1,104 @@
+"""The port to a model: what contextd asks of whatever writes the answers.
+
+A provider streams `Event`s and knows nothing of contexts, SQL or HTTP. It raises `TransientError` when
+another try may help and `FatalError` when it will not; anything else it raises counts as fatal and is
+logged as a defect. It is closed (`aclose` of the iterator) as soon as its turn is stopped, and must
+then let go of its connection within 250 ms (§6).
+"""
+
+from collections.abc import AsyncIterator
+from typing import Protocol, TypeAlias
+
+import msgspec
+
+from contextd.core.message import Role, Usage
+from contextd.core.values import JsonObject
+
+
+class HistoryMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """One earlier message as the model is shown it."""
+
+    role: Role
+    content: str
+
+
+class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One request to the model. `attempt` counts from 1 within its turn.
+
+    `history` ends with the message to answer. `model` and `system_prompt` are null where neither the
+    context nor the settings name one.
+    """
+
+    context_id: str
+    turn_id: str
+    attempt: int
+    system_prompt: str | None
+    model: str | None
+    history: list[HistoryMessage]
+
+
+class TextDelta(msgspec.Struct, frozen=True):
+    """More of the answer: one chunk, never empty."""
+
+    content: str
+
+
+class ThinkingDelta(msgspec.Struct, frozen=True):
+    """More of the model's reasoning: one chunk of a message of kind `thinking`, never empty."""
+
+    content: str
+
+
+class ToolCallRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The model asks for a tool, its arguments complete."""
+
+    id: str
+    name: str
+    arguments: JsonObject
+
+
+class UsageReport(msgspec.Struct, frozen=True):
+    """Tokens counted by the model's server for this request."""
+
+    usage: Usage
+
+
+class Finished(msgspec.Struct, frozen=True):
+    """The model's own word for why it stopped: `stop`, `length`, … Ends the stream."""
+
+    reason: str
+
+
+Event: TypeAlias = TextDelta | ThinkingDelta | ToolCallRequest | UsageReport | Finished
+
+
+class ProviderError(Exception):
+    """The model did not answer. `type` is a stable word, `message` is fit for a client's eyes."""
+
+    def __init__(self, type_: str, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.type = type_
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+
+class TransientError(ProviderError):
+    """Another try may help: connection, 429, 5xx, a time-out."""
+
+
+class FatalError(ProviderError):
+    """Another try would end the same way: bad request, bad key, a refused model."""
+
+
+class Provider(Protocol):
+    """Streams a model's answer."""
+
+    name: str
+
+    def stream(self, request: ModelRequest) -> AsyncIterator[Event]:
+        """The answer to `request`, as it comes. Raises `ProviderError`. Cancellation-safe."""
+        ...
+
+    async def aclose(self) -> None:
+        """Lets go of what is held between requests. Called once, at the end."""
+        ...

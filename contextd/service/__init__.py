@@ -1,0 +1,46 @@
+"""What can be done to a context: the one caller of store and hub, for every transport and for turns."""
+
+from contextd.service.content import Content
+from contextd.service.contexts import Contexts
+from contextd.service.ledger import Ledger, TurnListener
+from contextd.service.messages import Messages
+from contextd.service.records import Records
+from contextd.service.steps import Steps, TurnLostError, TurnView
+from contextd.service.streams import Streams
+
+__all__ = [
+    "Content",
+    "Contexts",
+    "Ledger",
+    "Messages",
+    "Records",
+    "Service",
+    "Steps",
+    "Streams",
+    "TurnListener",
+    "TurnLostError",
+    "TurnView",
+]
+
+
+class Service:
+    """The rooms of the service, for whoever needs more than one of them."""
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        contexts: Contexts,
+        messages: Messages,
+        content: Content,
+        records: Records,
+        steps: Steps,
+        streams: Streams,
+    ) -> None:
+        self.ledger = ledger
+        self.contexts = contexts
+        self.messages = messages
+        self.content = content
+        self.records = records
+        self.steps = steps
+        self.streams = streams

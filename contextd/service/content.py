@@ -1,0 +1,96 @@
+"""Pulling text (§3.3): the live tail from memory, the rest from SQL, long polls from the hub."""
+
+from contextd.core.errors import Overloaded
+from contextd.core.message import Chunk, ChunkPage, MessageStatus
+from contextd.core.values import SEQUENCE_MAX, timestamp
+from contextd.service.ledger import Ledger
+from contextd.store.reader import ContentSlice, Reader
+
+
+class Content:
+    """Reads the text of messages. Positions are sequences; sizes are bytes of UTF-8."""
+
+    def __init__(
+        self, ledger: Ledger, reader: Reader, *, pull_bytes_max: int, waiting_max: int
+    ) -> None:
+        self._ledger = ledger
+        self._reader = reader
+        self._pull_bytes_max = pull_bytes_max
+        self._waiting_max = waiting_max
+        self._waiting = 0
+        self.database_id = ledger.database_id
+
+    def live(
+        self, context_id: str, message_id: str, start: int, end: int | None
+    ) -> ContentSlice | None:
+        """The slice from memory, or None where only SQL has it. Never awaits."""
+        live = self._ledger.tail.get(context_id, message_id)
+        if live is None:
+            return None
+        found = live.read(start, SEQUENCE_MAX if end is None else end, self._pull_bytes_max)
+        if found is None:
+            return None
+        return ContentSlice(live.message_key, found[0], found[1], live.head, live.status)
+
+    async def pull(
+        self, context_id: str, message_id: str, *, start: int, end: int | None
+    ) -> ContentSlice:
+        """The text after `start`. Raises `ContextNotFound` or `MessageNotFound`."""
+        found = self.live(context_id, message_id, start, end)
+        if found is not None:
+            return found
+        return await self._reader.content(
+            context_id, message_id, start=start, end=end, bytes_max=self._pull_bytes_max
+        )
+
+    async def wait(
+        self, context_id: str, message_id: str, *, start: int, end: int | None, wait_s: float
+    ) -> ContentSlice:
+        """Like `pull`, but holds on until there is something after `start` or the message is closed.
+
+        Answers at once when the caller is ahead of the message. Raises `Overloaded` when more
+        pulls wait than the limit.
+        """
+        if self._waiting >= self._waiting_max:
+            raise Overloaded("More pulls are waiting than the server takes on.")
+        self._waiting += 1
+        try:
+            with self._ledger.hub.watch(context_id, message_id) as watch:
+                found = await self.pull(context_id, message_id, start=start, end=end)
+                if found.head == start and found.status == MessageStatus.STREAMING:
+                    await watch.reached(start, wait_s)
+                    found = await self.pull(context_id, message_id, start=start, end=end)
+            return found
+        finally:
+            self._waiting -= 1
+
+    async def chunks(
+        self, context_id: str, message_id: str, *, start: int, limit: int
+    ) -> ChunkPage:
+        """Chunks after `start`, each by itself."""
+        message, rows = await self._reader.chunks(
+            context_id, message_id, start=start, limit=limit, bytes_max=self._pull_bytes_max
+        )
+        sequence = rows[-1].sequence if rows else start
+        status = MessageStatus(message.status)
+        return ChunkPage(
+            context_id=context_id,
+            message_id=message_id,
+            chunks=[
+                Chunk(
+                    sequence=row.sequence,
+                    content=row.content,
+                    created_at=timestamp(row.created_at),
+                )
+                for row in rows
+            ],
+            sequence=sequence,
+            head_sequence=message.head,
+            status=status,
+            final=is_final(status, sequence, message.head),
+        )
+
+
+def is_final(status: str, sequence: int, head: int) -> bool:
+    """Whether nothing can ever follow what ends at `sequence`."""
+    return status != MessageStatus.STREAMING and sequence == head

@@ -1,0 +1,321 @@
+"""What can be done to a context as a whole (§2)."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from msgspec import UNSET
+from sqlalchemy import delete, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from contextd.core.context import (
+    MAIN_BRANCH,
+    ApprovalPolicy,
+    Context,
+    ContextPage,
+    ContextPatch,
+    ContextRequest,
+)
+from contextd.core.errors import FieldError, IdTaken, InvalidRequest
+from contextd.core.machine import State
+from contextd.core.values import JsonObject
+from contextd.service.ledger import Ledger
+from contextd.service.wire import context_wire, decode_cursor, encode_cursor
+from contextd.store.edit import ContextEdit
+from contextd.store.reader import ContextSnapshot, Reader, find_context
+from contextd.store.tables import (
+    AnyRow,
+    branches,
+    chunks,
+    contexts,
+    heads,
+    journal,
+    messages,
+    segments,
+    tombstones,
+    turns,
+)
+
+PURGE_ROWS = 5000  # in one transaction, so that a large deletion does not hold the writer up
+
+_NEWEST = (2**62, 2**62)
+
+
+def content_hash(value: Any) -> str:
+    """Whether two requests say the same: a digest of the decoded value, not of its spelling."""
+    return hashlib.sha256(msgspec.json.encode(value, order="sorted")).hexdigest()
+
+
+class Contexts:
+    """Creates, reads, changes and deletes contexts."""
+
+    def __init__(
+        self, ledger: Ledger, reader: Reader, *, default_provider: str, providers: Sequence[str]
+    ) -> None:
+        self._ledger = ledger
+        self._reader = reader
+        self._default_provider = default_provider
+        self._providers = providers
+
+    async def create(self, request: ContextRequest) -> tuple[Context, bool]:
+        """The context and whether it is new. Raises `IdTaken`, `InvalidRequest`."""
+        self._check_provider(request.provider)
+        context_id = request.id or self._ledger.new_id()
+        digest = content_hash(request)
+
+        async def work(connection: AsyncConnection) -> bool:
+            buried = await connection.scalar(
+                select(tombstones.c.context_id).where(tombstones.c.context_id == context_id)
+            )
+            if buried is not None:
+                raise IdTaken(context_id, deleted=True)
+            found = await connection.scalar(
+                select(contexts.c.request_hash).where(contexts.c.id == context_id)
+            )
+            if found is None:
+                await self._insert(connection, context_id, request, digest)
+            elif found != digest:
+                raise IdTaken(context_id)
+            return found is None
+
+        created = await self._ledger.writer.change(work)
+        return await self.get(context_id), created
+
+    async def get(self, context_id: str) -> Context:
+        """Raises `ContextNotFound`."""
+        return self._wire(await self._reader.context(context_id))
+
+    async def list(self, *, states: Sequence[str], limit: int, cursor: str | None) -> ContextPage:
+        """Newest activity first."""
+        before = decode_cursor(cursor, _NEWEST)
+        found = await self._reader.contexts(
+            states=states, before=(before[0], before[1]), limit=limit + 1
+        )
+        page = found[:limit]
+        last = page[-1].row if len(found) > limit else None
+        return ContextPage(
+            items=[self._wire(snapshot) for snapshot in page],
+            next_cursor=encode_cursor(last.changed_at, last.key) if last else None,
+        )
+
+    async def patch(self, context_id: str, patch: ContextPatch) -> Context:
+        """Applies a JSON merge patch. Raises `BranchNotFound` for an unknown `active_branch`."""
+        if isinstance(patch.provider, str):
+            self._check_provider(patch.provider)
+
+        async def work(edit: ContextEdit) -> None:
+            if patch.active_branch is not UNSET:
+                await edit.tip(patch.active_branch)
+            columns = _patched(patch, edit.row)
+            if any(getattr(edit.row, name) != value for name, value in columns.items()):
+                edit.change(record=True)
+                edit.set(**columns)
+
+        await self._ledger.edit(context_id, work)
+        return await self.get(context_id)
+
+    async def delete(self, context_id: str) -> None:
+        """Ends everything of the context at once; what it kept is purged after. Its id stays used."""
+
+        async def work(connection: AsyncConnection) -> tuple[AnyRow, list[str]]:
+            row = await find_context(connection, context_id)
+            await connection.execute(delete(contexts).where(contexts.c.key == row.key))
+            # A writer that has not heard yet must find its message closed.
+            await connection.execute(
+                update(heads)
+                .where(
+                    heads.c.message_key.in_(
+                        select(messages.c.key).where(
+                            messages.c.context_key == row.key, messages.c.status == "streaming"
+                        )
+                    )
+                )
+                .values(is_open=False)
+            )
+            ended = await connection.execute(
+                update(turns)
+                .where(turns.c.context_key == row.key, turns.c.status.in_(("running", "queued")))
+                .values(status="cancelled", owner_id=None, lease_expires_at=None)
+                .returning(turns.c.id)
+            )
+            await connection.execute(
+                insert(tombstones).values(
+                    context_id=context_id,
+                    context_key=row.key,
+                    purged=False,
+                    deleted_at=self._ledger.clock_ms(),
+                )
+            )
+            return row, list(ended.scalars())
+
+        def tell(outcome: tuple[AnyRow, list[str]]) -> None:
+            row, ended = outcome
+            self._ledger.tail.drop_context(context_id)
+            self._ledger.hub.publish_deleted(context_id, row.revision + 1)
+            for turn_id in ended:
+                self._ledger.listener.turn_stopped(turn_id)
+
+        await self._ledger.writer.change(work, tell)
+
+    async def purge(self) -> int:
+        """Removes the rows of deleted contexts, a bounded number at a time; returns how many went.
+
+        Safe to stop anywhere: what is left is found again by its tombstone.
+        """
+        removed = 0
+        while (count := await self._ledger.writer.change(_purge_some)) > 0:
+            removed += count
+        return removed
+
+    async def _insert(
+        self, connection: AsyncConnection, context_id: str, request: ContextRequest, digest: str
+    ) -> None:
+        now = self._ledger.clock_ms()
+        inserted = await connection.execute(
+            insert(contexts)
+            .values(
+                id=context_id,
+                state=State.IDLE.value,
+                state_detail={},
+                state_since=now,
+                revision=1,
+                record_revision=1,
+                active_turn_key=None,
+                active_branch=MAIN_BRANCH,
+                title=request.title,
+                mode=request.mode,
+                system_prompt=request.system_prompt,
+                provider=request.provider,
+                model=request.model,
+                tools=request.tools,
+                approval_policy=request.approval_policy,
+                on_busy=request.on_busy,
+                metadata=request.metadata,
+                message_count=0,
+                request_hash=digest,
+                created_at=now,
+                changed_at=now,
+            )
+            .returning(contexts.c.key)
+        )
+        key = inserted.scalar_one()
+        segment = await connection.execute(
+            insert(segments)
+            .values(context_key=key, parent_key=None, parent_depth=0)
+            .returning(segments.c.key)
+        )
+        await connection.execute(
+            insert(branches).values(
+                context_key=key,
+                name=MAIN_BRANCH,
+                segment_key=segment.scalar_one(),
+                leaf_key=None,
+                leaf_depth=0,
+                created_at=now,
+            )
+        )
+
+    def _check_provider(self, name: str | None) -> None:
+        if name is not None and name not in self._providers:
+            known = ", ".join(self._providers)
+            raise InvalidRequest.of("provider", f"unknown; this server has: {known}")
+
+    def _wire(self, snapshot: ContextSnapshot) -> Context:
+        return context_wire(
+            snapshot,
+            cursor=self._ledger.cursor(snapshot.row.revision),
+            default_provider=self._default_provider,
+        )
+
+
+_DEFAULTS = ContextRequest()
+
+
+def _patched(patch: ContextPatch, row: AnyRow) -> dict[str, Any]:
+    """The columns after the patch: null is the default, objects are merged (RFC 7396)."""
+    columns: dict[str, Any] = {}
+    for name in ("title", "mode", "system_prompt", "provider", "model", "tools", "on_busy"):
+        value = getattr(patch, name)
+        if value is not UNSET:
+            columns[name] = msgspec.to_builtins(
+                getattr(_DEFAULTS, name) if value is None else value
+            )
+    if patch.metadata is not UNSET:
+        columns["metadata"] = merge_patch(row.metadata, patch.metadata)
+    if patch.approval_policy is not UNSET:
+        merged = merge_patch(row.approval_policy, patch.approval_policy)
+        try:
+            policy = msgspec.convert(merged, ApprovalPolicy)
+        except msgspec.ValidationError as error:
+            raise InvalidRequest(FieldError(field="approval_policy", message=str(error))) from None
+        columns["approval_policy"] = msgspec.to_builtins(policy)
+    if patch.active_branch is not UNSET:
+        columns["active_branch"] = patch.active_branch
+    return columns
+
+
+def merge_patch(target: JsonObject, patch: JsonObject | None) -> JsonObject:
+    """RFC 7396 on objects: null removes, objects merge, anything else replaces."""
+    if patch is None:
+        return {}
+    merged = dict(target)
+    for name, value in patch.items():
+        if value is None:
+            merged.pop(name, None)
+        elif isinstance(value, dict):
+            before = merged.get(name)
+            merged[name] = merge_patch(before if isinstance(before, dict) else {}, value)
+        else:
+            merged[name] = value
+    return merged
+
+
+async def _purge_some(connection: AsyncConnection) -> int:
+    """Removes one bounded helping of one deleted context; 0 when nothing is left anywhere."""
+    key = await connection.scalar(
+        select(tombstones.c.context_key).where(~tombstones.c.purged).limit(1)
+    )
+    if key is None:
+        return 0
+    message = (
+        await connection.execute(
+            select(messages.c.key, heads.c.head)
+            .join(heads, heads.c.message_key == messages.c.key)
+            .where(messages.c.context_key == key)
+            .limit(1)
+        )
+    ).one_or_none()
+    if message is not None:
+        return await _purge_message(connection, message.key, message.head)
+    oldest = (
+        select(journal.c.revision)
+        .where(journal.c.context_key == key)
+        .order_by(journal.c.revision)
+        .limit(PURGE_ROWS)
+    )
+    removed = await connection.execute(
+        delete(journal).where(journal.c.context_key == key, journal.c.revision.in_(oldest))
+    )
+    if removed.rowcount:
+        return removed.rowcount
+    for table in (turns, branches, segments):
+        await connection.execute(delete(table).where(table.c.context_key == key))
+    await connection.execute(
+        update(tombstones).where(tombstones.c.context_key == key).values(purged=True)
+    )
+    return 1
+
+
+async def _purge_message(connection: AsyncConnection, key: int, head: int) -> int:
+    """The newest chunks first: `head` goes down with them, so each helping begins where one ended."""
+    start = max(0, head - PURGE_ROWS)
+    await connection.execute(
+        delete(chunks).where(chunks.c.message_key == key, chunks.c.sequence > start)
+    )
+    if start > 0:
+        await connection.execute(update(heads).where(heads.c.message_key == key).values(head=start))
+    else:
+        await connection.execute(delete(heads).where(heads.c.message_key == key))
+        await connection.execute(delete(messages).where(messages.c.key == key))
+    return max(1, head - start)

@@ -1,0 +1,171 @@
+"""Where a change becomes durable and is then told: the writer, the tail and the hub in one order.
+
+Everything that changes a context goes through `Ledger.edit` or `Ledger.append`. After the commit, and
+in commit order, the tail gets the chunks first and the hub the positions second, so that a reader who
+follows a signal always finds the text.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import TypeVar
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from contextd.core.message import MessageStatus
+from contextd.signals.hub import Closing, Head, Hub, Standing
+from contextd.store.edit import ContextEdit, LostRaceError, Notice, OpenedMessage, StartedTurn
+from contextd.store.tail import LiveMessage, Tail
+from contextd.store.writer import Appended, Writer
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+RACES_MAX = 10  # lost to other processes in a row, before the caller hears of it
+
+
+class TurnListener:
+    """What the agent loop wants to hear of; the default listens to nothing."""
+
+    def turn_started(self, turn: StartedTurn) -> None:
+        """A turn is running, and this process owns it."""
+
+    def turn_stopped(self, turn_id: str) -> None:
+        """Somebody else ended the turn (a cancel, a deletion): its task has nothing left to do."""
+
+
+class Ledger:
+    """Commits changes and tells of them. All times are milliseconds of `clock_ms`."""
+
+    def __init__(
+        self,
+        *,
+        writer: Writer,
+        tail: Tail,
+        hub: Hub,
+        database_id: str,
+        owner_id: str,
+        clock_ms: Callable[[], int],
+        new_id: Callable[[], str],
+    ) -> None:
+        self.writer = writer
+        self.tail = tail
+        self.hub = hub
+        self.database_id = database_id
+        self.owner_id = owner_id
+        self.clock_ms = clock_ms
+        self.new_id = new_id
+        self.listener = TurnListener()
+
+    def cursor(self, revision: int) -> str:
+        """The stream's cursor at a revision (§4.1)."""
+        return f"{self.database_id}-{revision}"
+
+    async def edit(
+        self, context_id: str, work: Callable[[ContextEdit], Awaitable[T]]
+    ) -> tuple[ContextEdit, T]:
+        """Runs `work` on the locked context, commits, and tells of it. `work` may run again.
+
+        Raises what `work` raises (and then nothing was changed), and `ContextNotFound`.
+        """
+
+        async def run(connection: AsyncConnection) -> tuple[ContextEdit, T]:
+            edit = await ContextEdit.begin(connection, context_id, self.clock_ms())
+            result = await work(edit)
+            await edit.save()
+            return edit, result
+
+        for _ in range(RACES_MAX):
+            try:
+                return await self.writer.change(run, self._tell)
+            except LostRaceError:
+                log.info("another process changed the context first", context_id=context_id)
+        return await self.writer.change(run, self._tell)
+
+    async def append(self, live: LiveMessage, *, fence: int, texts: Sequence[str]) -> int:
+        """Appends chunks to an open message; returns its head once they are durable.
+
+        Raises `MessageClosed` or `StaleProducer`: who writes must stop.
+        """
+        appended = await self.writer.append(
+            live.message_key, fence=fence, texts=texts, after=partial(self._tell_appended, live)
+        )
+        return appended.head
+
+    def _tell_appended(self, live: LiveMessage, texts: Sequence[str], appended: Appended) -> None:
+        self.tail.extend(live, texts, appended.ends)
+        self.hub.publish_head(
+            Head(
+                context_id=live.context_id,
+                message_id=live.message_id,
+                role=live.role,
+                kind=live.kind,
+                position=appended.head,
+                opened_revision=live.opened_revision,
+            )
+        )
+
+    def _tell(self, outcome: tuple[ContextEdit, object]) -> None:
+        edit, _ = outcome
+        for notice in edit.notices:
+            self._tell_notice(edit.context_id, notice)
+        for turn_id in edit.stopped_turn_ids:
+            self.listener.turn_stopped(turn_id)
+        for turn in edit.started_turns:
+            self.listener.turn_started(turn)
+
+    def _tell_notice(self, context_id: str, notice: Notice) -> None:
+        for opened in notice.opened:
+            self._hold(context_id, opened, notice.revision)
+        for closed in notice.closed:
+            live = self.tail.get(context_id, closed.id)
+            if live is not None:
+                live.status = closed.status
+        self.hub.publish(
+            context_id,
+            revision=notice.revision,
+            closings=[
+                Closing(
+                    context_id=context_id,
+                    message_id=closed.id,
+                    role=closed.role,
+                    kind=closed.kind,
+                    final=closed.final,
+                    status=closed.status.value,
+                    revision=notice.revision,
+                )
+                for closed in notice.closed
+            ],
+            standing=Standing(
+                context_id=context_id,
+                state=notice.state,
+                revision=notice.revision,
+                record_revision=notice.record_revision,
+            ),
+        )
+
+    def _hold(self, context_id: str, opened: OpenedMessage, revision: int) -> None:
+        live = LiveMessage(
+            context_id=context_id,
+            message_id=opened.id,
+            message_key=opened.key,
+            role=opened.role,
+            kind=opened.kind,
+            opened_revision=revision,
+        )
+        self.tail.add(live)
+        if opened.texts:
+            self.tail.extend(live, opened.texts, opened.ends)
+        live.status = opened.status
+        if opened.status is MessageStatus.STREAMING:
+            self.hub.publish_head(
+                Head(
+                    context_id=context_id,
+                    message_id=opened.id,
+                    role=opened.role,
+                    kind=opened.kind,
+                    position=len(opened.texts),
+                    opened_revision=revision,
+                )
+            )

@@ -1,0 +1,539 @@
+"""The steps of a turn, each one transaction (§5, §6).
+
+A turn is owned by one process at a time: its row names the owner and a *fence*, and every step first
+checks both under the context's lock. A cancel, a take-over or a deletion ends that ownership in one
+transaction; whoever still works on the turn finds its next step refused (`TurnLostError`) and its
+next append refused by the message's closed head.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import structlog
+from sqlalchemy import func, insert, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from contextd.core.errors import ContextNotFound, TurnNotFound
+from contextd.core.machine import State, Trigger, advance
+from contextd.core.message import MessageStatus, Problem, Role, Usage
+from contextd.core.turn import CancelAnswer, RetryAnswer, TurnStatus
+from contextd.service.ledger import Ledger
+from contextd.store.edit import ContextEdit, MessageDraft, StartedTurn
+from contextd.store.tables import AnyRow, contexts, database_now_ms, messages, turns
+from contextd.store.tail import LiveMessage
+from contextd.store.writer import Refused
+
+log = structlog.get_logger(__name__)
+
+RECOVERED_MAX = 100  # turns claimed in one sweep; the next sweep takes the next
+INTERRUPTED = Problem(type="interrupted", message="The server stopped while this was written.")
+
+_RUNNING = TurnStatus.RUNNING.value
+_QUEUED = TurnStatus.QUEUED.value
+_RESPONDING = frozenset({State.AWAITING_LLM_RESPONSE, State.STREAMING_LLM_RESPONSE})
+
+
+class TurnLostError(Refused):
+    """The turn is not this process's any more: cancelled, ended, deleted or taken over."""
+
+
+class TurnView(msgspec.Struct, frozen=True, kw_only=True):
+    """What the agent loop needs to know of its turn to go on."""
+
+    state: State
+    attempt: int
+    worked_ms: int
+    branch: str
+    provider: str | None
+    model: str | None
+    system_prompt: str | None
+
+
+class Steps:
+    """Moves turns. Times are milliseconds; `lease_ms` is how long a silent owner keeps a turn."""
+
+    def __init__(self, ledger: Ledger, *, lease_ms: int, attempts_max: int) -> None:
+        self._ledger = ledger
+        self._lease_ms = lease_ms
+        self._attempts_max = attempts_max
+
+    # What the agent loop does with its own turn.
+
+    async def view(self, turn: StartedTurn) -> TurnView:
+        """Where the turn stands. Raises `TurnLostError`."""
+
+        async def work(edit: ContextEdit) -> TurnView:
+            return _view(edit, await self._own(edit, turn))
+
+        return (await self._ledger.edit(turn.context_id, work))[1]
+
+    async def request_llm(self, turn: StartedTurn) -> TurnView:
+        """Asks the model, or asks again: after a transient failure this is the next attempt."""
+
+        async def work(edit: ContextEdit) -> TurnView:
+            row = await self._own(edit, turn)
+            attempt = row.attempt + (edit.state is State.TRANSIENT_FAILURE)
+            await edit.connection.execute(
+                update(turns).where(turns.c.key == row.key).values(attempt=attempt)
+            )
+            await edit.step(Trigger.REQUEST_LLM, turn=row, detail={"attempt": attempt})
+            return msgspec.structs.replace(_view(edit, row), attempt=attempt)
+
+        return (await self._ledger.edit(turn.context_id, work))[1]
+
+    async def open_message(
+        self, turn: StartedTurn, *, kind: str, texts: Sequence[str]
+    ) -> LiveMessage:
+        """Opens a message of the reply with its first chunks; the reply's first is `first_chunk`."""
+
+        async def work(edit: ContextEdit) -> tuple[str, int]:
+            row = await self._own(edit, turn)
+            if edit.state is State.AWAITING_LLM_RESPONSE:
+                await edit.step(Trigger.FIRST_CHUNK, turn=row)
+            else:
+                edit.change()
+            if row.first_chunk_ms is None:
+                elapsed = max(0, edit.now - (row.started_at or edit.now))
+                await edit.connection.execute(
+                    update(turns).where(turns.c.key == row.key).values(first_chunk_ms=elapsed)
+                )
+            draft = MessageDraft(
+                id=self._ledger.new_id(),
+                role=Role.ASSISTANT,
+                kind=kind,
+                turn_id=turn.id,
+                fence=turn.fence,
+                texts=texts,
+            )
+            opened = await edit.add_message(draft, branch=row.branch)
+            return opened.id, opened.key
+
+        edit, (message_id, _) = await self._ledger.edit(turn.context_id, work)
+        live = self._ledger.tail.get(turn.context_id, message_id)
+        if live is None:  # the tail is full of newer chunks: keep writing, readers use SQL
+            opened = edit.notices[-1].opened[-1]
+            live = LiveMessage(
+                context_id=turn.context_id,
+                message_id=message_id,
+                message_key=opened.key,
+                role=opened.role,
+                kind=opened.kind,
+                opened_revision=edit.revision,
+            )
+            live.skip_to(len(opened.texts), opened.ends[-1])
+        return live
+
+    async def end_stream(
+        self, turn: StartedTurn, *, finish_reason: str | None, usage: Usage | None
+    ) -> None:
+        """The model has said everything: closes the reply's messages as completed."""
+
+        async def work(edit: ContextEdit) -> None:
+            row = await self._own(edit, turn)
+            await edit.step(Trigger.END_STREAM, turn=row)
+            await edit.close_messages(
+                await edit.open_rows(turn_id=turn.id),
+                MessageStatus.COMPLETED,
+                finish_reason=finish_reason,
+                usage=usage,
+            )
+            await _add_usage(edit, row, usage)
+
+        await self._ledger.edit(turn.context_id, work)
+
+    async def finish(self, turn: StartedTurn) -> None:
+        """The turn is done; the next queued one starts in the same transaction."""
+
+        async def work(edit: ContextEdit) -> None:
+            row = await self._own(edit, turn)
+            await edit.step(Trigger.FINISH, turn=row)
+            await self._end(edit, row, TurnStatus.COMPLETED, None)
+
+        await self._ledger.edit(turn.context_id, work)
+
+    async def fail_transiently(
+        self, turn: StartedTurn, error: Problem, *, wait_ms: int, usage: Usage | None
+    ) -> None:
+        """This attempt broke: what it wrote is closed as `interrupted` and leaves the lists."""
+
+        async def work(edit: ContextEdit) -> None:
+            row = await self._own(edit, turn)
+            detail = {
+                "attempt": row.attempt,
+                "attempts_max": self._attempts_max,
+                "wait_ms": wait_ms,
+                "error": msgspec.to_builtins(error),
+            }
+            await edit.step(Trigger.FAIL_TRANSIENTLY, turn=row, state_detail=detail, detail=detail)
+            await _interrupt_messages(edit, row, error)
+            await _add_usage(edit, row, usage)
+
+        await self._ledger.edit(turn.context_id, work)
+
+    async def fail(self, turn: StartedTurn, error: Problem, *, usage: Usage | None = None) -> None:
+        """The turn has failed; what it wrote stays, closed as `failed`."""
+
+        async def work(edit: ContextEdit) -> None:
+            row = await self._own(edit, turn)
+            detail = {"turn_id": turn.id, "error": msgspec.to_builtins(error)}
+            await edit.step(Trigger.FAIL, turn=row, state_detail=detail, detail=detail)
+            await edit.close_messages(
+                await edit.open_rows(turn_id=turn.id), MessageStatus.FAILED, error=error
+            )
+            await _add_usage(edit, row, usage)
+            await self._end(edit, row, TurnStatus.FAILED, error)
+
+        await self._ledger.edit(turn.context_id, work)
+
+    # What anybody may do to a turn.
+
+    async def cancel(self, context_id: str, turn_id: str | None) -> CancelAnswer:
+        """Ends the running turn, if it is the one that is meant (§6)."""
+
+        async def work(edit: ContextEdit) -> CancelAnswer:
+            row = await running_turn(edit)
+            if row is None or turn_id not in (None, row.id):
+                return CancelAnswer(state=edit.state, cancelled_turn_id=None)
+            await self.cancel_in(edit, row)
+            await self.start_next(edit)
+            return CancelAnswer(state=edit.state, cancelled_turn_id=row.id)
+
+        return (await self._ledger.edit(context_id, work))[1]
+
+    async def cancel_in(self, edit: ContextEdit, row: AnyRow) -> None:
+        """Cancels a running turn inside an edit, and starts no other."""
+        await edit.step(Trigger.CANCEL, turn=row)
+        await edit.close_messages(await edit.open_rows(turn_id=row.id), MessageStatus.CANCELLED)
+        await self._close_turn(edit, row, TurnStatus.CANCELLED, None)
+        edit.stopped_turn_ids.append(row.id)
+
+    async def cancel_turn(self, context_id: str, turn_id: str) -> CancelAnswer:
+        """Like `cancel`, and also takes a queued turn out. Raises `TurnNotFound`."""
+
+        async def work(edit: ContextEdit) -> CancelAnswer:
+            row = await find_turn(edit, turn_id)
+            if row.status == _RUNNING:
+                await self.cancel_in(edit, row)
+                await self.start_next(edit)
+            elif row.status == _QUEUED:
+                edit.change(record=True)
+                await edit.supersede([row.user_message_key])
+                await self._close_turn(edit, row, TurnStatus.CANCELLED, None)
+            else:
+                return CancelAnswer(state=edit.state, cancelled_turn_id=None)
+            return CancelAnswer(state=edit.state, cancelled_turn_id=turn_id)
+
+        return (await self._ledger.edit(context_id, work))[1]
+
+    async def retry(self, context_id: str) -> RetryAnswer:
+        """A new turn for the message whose turn failed. Raises `IllegalTransition`."""
+
+        async def work(edit: ContextEdit) -> RetryAnswer:
+            advance(edit.state, Trigger.RETRY)
+            query = select(turns).where(turns.c.key == edit.row.active_turn_key)
+            failed = (await edit.connection.execute(query)).one()  # only a turn's end leads here
+            turn_id = self._ledger.new_id()
+            await edit.step(Trigger.RETRY, turn_id=turn_id, detail={"retry_of": failed.id})
+            await self.add_turn(
+                edit,
+                turn_id=turn_id,
+                branch=failed.branch,
+                user_message_key=failed.user_message_key,
+                retry_of=failed.id,
+            )
+            return RetryAnswer(turn_id=turn_id, state=edit.state, revision=edit.revision)
+
+        return (await self._ledger.edit(context_id, work))[1]
+
+    # How turns begin and end, inside an edit.
+
+    async def add_turn(
+        self,
+        edit: ContextEdit,
+        *,
+        turn_id: str,
+        branch: str,
+        user_message_key: int,
+        retry_of: str | None = None,
+        queued: bool = False,
+    ) -> None:
+        """Inserts a turn: running and owned by this process, or at the queue's end."""
+        position = None
+        if queued:
+            last = await edit.connection.scalar(
+                select(func.max(turns.c.queue_position)).where(turns.c.context_key == edit.key)
+            )
+            position = (last or 0) + 1
+        inserted = await edit.connection.execute(
+            insert(turns)
+            .values(
+                context_key=edit.key,
+                id=turn_id,
+                branch=branch,
+                user_message_key=user_message_key,
+                status=_QUEUED if queued else _RUNNING,
+                queue_position=position,
+                owner_id=None if queued else self._ledger.owner_id,
+                lease_expires_at=None if queued else database_now_ms() + self._lease_ms,
+                fence=1,
+                attempt=1,
+                retry_of=retry_of,
+                started_at=None if queued else edit.now,
+                phases={},
+                created_at=edit.now,
+            )
+            .returning(turns.c.key)
+        )
+        if not queued:
+            self._announce(edit, inserted.scalar_one(), turn_id, fence=1)
+
+    async def start_next(self, edit: ContextEdit) -> None:
+        """Starts the turn that has waited longest, if the context is at rest and one waits."""
+        row = (
+            await edit.connection.execute(
+                select(turns)
+                .where(turns.c.context_key == edit.key, turns.c.status == _QUEUED)
+                .order_by(turns.c.queue_position)
+                .limit(1)
+            )
+        ).one_or_none()
+        if row is None or edit.busy:
+            return
+        await edit.step(Trigger.RECEIVE_MESSAGE, turn=row, record=True)
+        await edit.place_message(row.user_message_key, branch=row.branch)
+        await edit.connection.execute(
+            update(turns)
+            .where(turns.c.key == row.key)
+            .values(
+                status=_RUNNING,
+                owner_id=self._ledger.owner_id,
+                lease_expires_at=database_now_ms() + self._lease_ms,
+                started_at=edit.now,
+            )
+        )
+        self._announce(edit, row.key, row.id, fence=row.fence)
+
+    def _announce(self, edit: ContextEdit, key: int, turn_id: str, *, fence: int) -> None:
+        edit.set(active_turn_key=key)
+        edit.started_turns.append(
+            StartedTurn(context_id=edit.context_id, id=turn_id, key=key, fence=fence)
+        )
+
+    async def _end(
+        self, edit: ContextEdit, row: AnyRow, status: TurnStatus, error: Problem | None
+    ) -> None:
+        await self._close_turn(edit, row, status, error)
+        await self.start_next(edit)
+
+    async def _close_turn(
+        self, edit: ContextEdit, row: AnyRow, status: TurnStatus, error: Problem | None
+    ) -> None:
+        """The turn's one end. Without an assistant's message it gets an empty one (§6)."""
+        answered = await edit.connection.scalar(
+            select(func.count())
+            .select_from(messages)
+            .where(
+                messages.c.context_key == edit.key,
+                messages.c.turn_id == row.id,
+                messages.c.role == Role.ASSISTANT.value,
+                ~messages.c.superseded,
+            )
+        )
+        if not answered:
+            draft = MessageDraft(
+                id=self._ledger.new_id(),
+                role=Role.ASSISTANT,
+                status=MessageStatus(status.value),
+                turn_id=row.id,
+                error=error,
+                # A turn that never started has no place in the conversation.
+                superseded=row.status == _QUEUED,
+            )
+            await edit.add_message(draft, branch=row.branch)
+        await edit.connection.execute(
+            update(turns)
+            .where(turns.c.key == row.key)
+            .values(
+                status=status.value,
+                error=error,
+                ended_at=edit.now,
+                owner_id=None,
+                lease_expires_at=None,
+                queue_position=None,
+                fence=row.fence + 1,
+            )
+        )
+
+    # Ownership.
+
+    async def renew_leases(self, keys: Sequence[int]) -> set[int]:
+        """Says that these turns are being worked on; returns those that this process still owns.
+
+        A turn that nobody names here runs out of its lease and is recovered: none hangs.
+        """
+
+        async def work(connection: AsyncConnection) -> set[int]:
+            rows = await connection.execute(
+                update(turns)
+                .where(
+                    turns.c.owner_id == self._ledger.owner_id,
+                    turns.c.status == _RUNNING,
+                    turns.c.key.in_(keys),
+                )
+                .values(lease_expires_at=database_now_ms() + self._lease_ms)
+                .returning(turns.c.key)
+            )
+            return set(rows.scalars())
+
+        return await self._ledger.writer.change(work)
+
+    async def release_leases(self) -> None:
+        """On a clean stop: another process need not wait for the leases to run out."""
+        await self._expire(turns.c.owner_id == self._ledger.owner_id)
+
+    async def expire_all_leases(self) -> None:
+        """For the only process on a database: whoever owned these turns is gone."""
+        await self._expire(turns.c.owner_id != self._ledger.owner_id)
+
+    async def recover(self) -> int:
+        """Claims turns whose owner is gone and starts queued ones of contexts at rest (§6).
+
+        Returns how many contexts were looked after; at most `RECOVERED_MAX` in one call.
+        """
+        waiting = await self._ledger.writer.change(_contexts_to_recover)
+        for context_id in waiting:
+            try:
+                await self._ledger.edit(context_id, self._recover_in)
+            except ContextNotFound:
+                continue
+            except Exception:
+                # One context that cannot be looked after must not keep the others from it.
+                log.exception("recovering a context failed", context_id=context_id)
+        return len(waiting)
+
+    async def _recover_in(self, edit: ContextEdit) -> None:
+        row = await running_turn(edit)
+        if row is None:
+            await self.start_next(edit)
+            return
+        expired = await edit.connection.scalar(
+            select(turns.c.key).where(
+                turns.c.key == row.key, turns.c.lease_expires_at < database_now_ms()
+            )
+        )
+        if expired is None:
+            return
+        responding = edit.state in _RESPONDING
+        detail = {"attempt": row.attempt, "error": msgspec.to_builtins(INTERRUPTED)}
+        await edit.step(
+            Trigger.RECOVER,
+            turn=row,
+            state_detail={**detail, "wait_ms": 0, "attempts_max": self._attempts_max}
+            if responding
+            else edit.row.state_detail,
+            detail=detail,
+        )
+        if responding:
+            await _interrupt_messages(edit, row, INTERRUPTED)
+        fence = row.fence + 1
+        await edit.connection.execute(
+            update(turns)
+            .where(turns.c.key == row.key)
+            .values(
+                owner_id=self._ledger.owner_id,
+                lease_expires_at=database_now_ms() + self._lease_ms,
+                fence=fence,
+            )
+        )
+        self._announce(edit, row.key, row.id, fence=fence)
+
+    async def _expire(self, whose: Any) -> None:
+        async def work(connection: AsyncConnection) -> None:
+            await connection.execute(
+                update(turns).where(turns.c.status == _RUNNING, whose).values(lease_expires_at=0)
+            )
+
+        await self._ledger.writer.change(work)
+
+    async def _own(self, edit: ContextEdit, turn: StartedTurn) -> AnyRow:
+        row = (
+            await edit.connection.execute(select(turns).where(turns.c.key == turn.key))
+        ).one_or_none()
+        mine = row is not None and row.owner_id == self._ledger.owner_id
+        if row is None or not mine or row.status != _RUNNING or row.fence != turn.fence:
+            raise TurnLostError(turn.id)
+        return row
+
+
+def _view(edit: ContextEdit, row: AnyRow) -> TurnView:
+    return TurnView(
+        state=edit.state,
+        attempt=row.attempt,
+        worked_ms=sum(row.phases.values()),
+        branch=row.branch,
+        provider=edit.row.provider,
+        model=edit.row.model,
+        system_prompt=edit.row.system_prompt,
+    )
+
+
+async def running_turn(edit: ContextEdit) -> AnyRow | None:
+    """The context's running turn, if there is one."""
+    query = select(turns).where(turns.c.context_key == edit.key, turns.c.status == _RUNNING)
+    return (await edit.connection.execute(query)).one_or_none()
+
+
+async def find_turn(edit: ContextEdit, turn_id: str) -> AnyRow:
+    """Raises `TurnNotFound`."""
+    query = select(turns).where(turns.c.context_key == edit.key, turns.c.id == turn_id)
+    row = (await edit.connection.execute(query)).one_or_none()
+    if row is None:
+        raise TurnNotFound(turn_id)
+    return row
+
+
+async def queue_length(edit: ContextEdit) -> int:
+    """How many turns wait."""
+    count = await edit.connection.scalar(
+        select(func.count())
+        .select_from(turns)
+        .where(turns.c.context_key == edit.key, turns.c.status == _QUEUED)
+    )
+    return count or 0
+
+
+async def _interrupt_messages(edit: ContextEdit, row: AnyRow, error: Problem) -> None:
+    """Closes a broken attempt's messages and takes them out of the conversation."""
+    rows = await edit.open_rows(turn_id=row.id)
+    if not rows:
+        return
+    await edit.close_messages(rows, MessageStatus.INTERRUPTED, error=error, superseded=True)
+    await edit.retreat_leaf(row.branch)
+
+
+async def _add_usage(edit: ContextEdit, row: AnyRow, usage: Usage | None) -> None:
+    if usage is None:
+        return
+    total = usage + msgspec.convert(row.usage, Usage) if row.usage else usage
+    await edit.connection.execute(update(turns).where(turns.c.key == row.key).values(usage=total))
+
+
+async def _contexts_to_recover(connection: AsyncConnection) -> list[str]:
+    """Contexts with a running turn whose lease has run out, or at rest with a queue."""
+    abandoned = select(turns.c.context_key).where(
+        turns.c.status == _RUNNING, turns.c.lease_expires_at < database_now_ms()
+    )
+    queued = select(turns.c.context_key).where(turns.c.status == _QUEUED)
+    rows = await connection.execute(
+        select(contexts.c.id)
+        .where(
+            or_(
+                contexts.c.key.in_(abandoned),
+                contexts.c.state.in_(("idle", "failed")) & contexts.c.key.in_(queued),
+            )
+        )
+        .order_by(contexts.c.key)
+        .limit(RECOVERED_MAX)
+    )
+    return list(rows.scalars())

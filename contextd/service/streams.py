@@ -1,0 +1,162 @@
+"""Attaching a stream to a context (§4.1): subscribe, then read, then send; and staying in step.
+
+The replay is read in pages, each a snapshot of its own, ordered by revision. A message that changes
+while the pages go out moves to a later revision and is met again, so nothing is missed; and no
+transaction stays open while a slow reader takes its time. The last page and the context's state are
+one snapshot, at whose revision the reader becomes live.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+
+import structlog
+
+from contextd.core.errors import ContextNotFound, Overloaded
+from contextd.core.message import MessageStatus
+from contextd.service.ledger import Ledger
+from contextd.signals.hub import Closing, Head, Standing, parse_cursor
+from contextd.signals.hub import Reader as StreamReader
+from contextd.store.reader import Reader
+from contextd.store.tables import AnyRow
+
+log = structlog.get_logger(__name__)
+
+REPLAY_PAGE = 500  # messages; also bounds what one write to a slow reader can hold
+_AFTER_ALL_KEYS = 2**62
+
+
+class Streams:
+    """Opens streams of signals, and keeps the watched contexts in step with other processes."""
+
+    def __init__(self, ledger: Ledger, reader: Reader, *, streams_max: int, poll_s: float) -> None:
+        self._ledger = ledger
+        self._reader = reader
+        self._streams_max = streams_max
+        self._poll_s = poll_s
+        self._catching_up: dict[str, asyncio.Task[None]] = {}
+        ledger.hub.on_gap = self._on_gap
+
+    def subscribe(
+        self, context_id: str, *, throttle_s: float, heartbeat_s: float, named: bool
+    ) -> StreamReader:
+        """A reader to which signals merge from now on; `attach` it, then `take`. Close it at the end."""
+        if self._ledger.hub.reader_count >= self._streams_max:
+            raise Overloaded("More streams are open than the server takes on.")
+        return self._ledger.hub.subscribe(
+            context_id, throttle_s=throttle_s, heartbeat_s=heartbeat_s, named=named
+        )
+
+    async def attach(
+        self, reader: StreamReader, context_id: str, cursor: str | None
+    ) -> AsyncGenerator[bytes]:
+        """The blocks that bring a reader from its cursor to now. Raises `ContextNotFound`."""
+        if cursor is None:
+            page = await self._reader.newest_turn(context_id)
+        else:
+            revision = parse_cursor(self._ledger.database_id, cursor)
+            after = (revision or 0, _AFTER_ALL_KEYS if revision else 0)
+            page = await self._reader.changes(context_id, after=after, limit=REPLAY_PAGE)
+            if page.context.revision < after[0]:  # a future revision: from the very beginning
+                page = await self._reader.changes(context_id, after=(0, 0), limit=REPLAY_PAGE)
+            while not page.complete:
+                last = page.messages[-1]
+                # More of the last revision may follow, so only the one before it is complete.
+                yield reader.replay(_changes(context_id, page.messages), up_to=last.revision - 1)
+                page = await self._reader.changes(
+                    context_id, after=(last.revision, last.key), limit=REPLAY_PAGE
+                )
+        yield reader.snapshot(
+            changes=_changes(context_id, page.messages),
+            open_heads=[_head(context_id, row) for row in page.open_messages],
+            standing=_standing(page.context),
+        )
+
+    async def keep_in_step(self) -> None:
+        """Forever: reads the revisions of what is watched again, for what other processes did."""
+        while True:
+            await asyncio.sleep(self._poll_s)
+            try:
+                await self._compare()
+            except Exception:
+                log.exception("comparing the watched contexts failed; the next round tries again")
+
+    async def close(self) -> None:
+        """Stops what catches up."""
+        for task in list(self._catching_up.values()):
+            task.cancel()
+        await asyncio.gather(*self._catching_up.values(), return_exceptions=True)
+
+    async def _compare(self) -> None:
+        hub = self._ledger.hub
+        watched = [name for name in hub.watched() if hub.contiguous(name) is not None]
+        for start in range(0, len(watched), REPLAY_PAGE):
+            page = watched[start : start + REPLAY_PAGE]
+            revisions = await self._reader.revisions(page)
+            for context_id in page:
+                seen = hub.contiguous(context_id)
+                if seen is not None and revisions.get(context_id, seen + 1) > seen:
+                    self._on_gap(context_id)
+
+    def _on_gap(self, context_id: str) -> None:
+        if context_id not in self._catching_up:
+            task = asyncio.create_task(self._catch_up(context_id))
+            self._catching_up[context_id] = task
+            task.add_done_callback(lambda _: self._catching_up.pop(context_id, None))
+
+    async def _catch_up(self, context_id: str) -> None:
+        """Reads what was committed elsewhere since the last revision that readers were told of."""
+        seen = self._ledger.hub.contiguous(context_id)
+        after = (seen or 0, _AFTER_ALL_KEYS)
+        try:
+            while True:
+                page = await self._reader.changes(context_id, after=after, limit=REPLAY_PAGE)
+                changes = _changes(context_id, page.messages)
+                self._ledger.hub.fill(
+                    context_id,
+                    heads=[_head(context_id, row) for row in page.open_messages],
+                    closings=[change for change in changes if isinstance(change, Closing)],
+                    standing=_standing(page.context) if page.complete else None,
+                )
+                if page.complete:
+                    return
+                after = (page.messages[-1].revision, page.messages[-1].key)
+        except ContextNotFound:
+            self._ledger.tail.drop_context(context_id)
+            self._ledger.hub.publish_deleted(context_id, (seen or 0) + 1)
+
+
+def _head(context_id: str, row: AnyRow) -> Head:
+    return Head(
+        context_id=context_id,
+        message_id=row.id,
+        role=row.role,
+        kind=row.kind,
+        position=row.head,
+        opened_revision=row.opened_revision,
+    )
+
+
+def _changes(context_id: str, rows: Sequence[AnyRow]) -> list[Head | Closing]:
+    return [
+        _head(context_id, row)
+        if row.status == MessageStatus.STREAMING
+        else Closing(
+            context_id=context_id,
+            message_id=row.id,
+            role=row.role,
+            kind=row.kind,
+            final=row.final_sequence,
+            status=row.status,
+            revision=row.revision,
+        )
+        for row in rows
+    ]
+
+
+def _standing(context: AnyRow) -> Standing:
+    return Standing(
+        context_id=context.id,
+        state=context.state,
+        revision=context.revision,
+        record_revision=context.record_revision,
+    )

@@ -1,0 +1,144 @@
+"""Rows of the store as the values that clients see."""
+
+import base64
+import binascii
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from contextd.core.context import ApprovalPolicy, Context, OpenMessage
+from contextd.core.errors import InvalidRequest
+from contextd.core.machine import REST_STATES
+from contextd.core.message import Message, MessageStats, MessageStatus, Problem, Role, Usage
+from contextd.core.turn import JournalEntry, Turn, TurnStatus
+from contextd.core.values import timestamp
+from contextd.store.reader import ContextSnapshot
+from contextd.store.tables import AnyRow
+
+T = TypeVar("T")
+
+
+def _moment(epoch_ms: int | None) -> str | None:
+    return None if epoch_ms is None else timestamp(epoch_ms)
+
+
+def _struct(value: Any, type_: type[T]) -> T | None:
+    return None if value is None else msgspec.convert(value, type_)
+
+
+def context_wire(snapshot: ContextSnapshot, *, cursor: str, default_provider: str) -> Context:
+    """A Context (§2). `cursor` is the stream's cursor at this snapshot's revision."""
+    row = snapshot.row
+    busy = row.state not in REST_STATES
+    return Context(
+        id=row.id,
+        title=row.title,
+        state=row.state,
+        state_detail=row.state_detail,
+        revision=row.revision,
+        record_revision=row.record_revision,
+        stream_cursor=cursor,
+        mode=row.mode,
+        active_branch=row.active_branch,
+        system_prompt=row.system_prompt,
+        provider=row.provider or default_provider,
+        model=row.model,
+        tools=row.tools,
+        approval_policy=msgspec.convert(row.approval_policy, ApprovalPolicy),
+        on_busy=row.on_busy,
+        metadata=row.metadata,
+        message_count=row.message_count,
+        open_messages=[
+            OpenMessage(
+                message_id=message.id,
+                role=message.role,
+                kind=message.kind,
+                current_sequence=message.head,
+            )
+            for message in snapshot.open_messages
+        ],
+        pending_tool_calls=[],
+        queued_messages=snapshot.queued,
+        can_send=not (busy and row.on_busy == "reject"),
+        created_at=timestamp(row.created_at),
+        updated_at=timestamp(row.changed_at),
+    )
+
+
+def message_wire(row: AnyRow, context_id: str) -> Message:
+    """A Message (§3) from its row with its head; without content."""
+    return Message(
+        id=row.id,
+        context_id=context_id,
+        turn_id=row.turn_id,
+        parent_id=row.parent_id,
+        role=Role(row.role),
+        kind=row.kind,
+        status=MessageStatus(row.status),
+        current_sequence=row.head,
+        final_sequence=row.final_sequence,
+        media_type=row.media_type,
+        finish_reason=row.finish_reason,
+        usage=_struct(row.usage, Usage),
+        error=_struct(row.error, Problem),
+        metadata=row.metadata,
+        client_metadata=row.client_metadata,
+        stats=_struct(row.stats, MessageStats),
+        created_at=timestamp(row.created_at),
+        completed_at=_moment(row.completed_at),
+    )
+
+
+def turn_wire(row: AnyRow, context_id: str, message_ids: Sequence[str]) -> Turn:
+    """A Turn (§6)."""
+    return Turn(
+        id=row.id,
+        context_id=context_id,
+        branch=row.branch,
+        status=TurnStatus(row.status),
+        attempt=row.attempt,
+        retry_of=row.retry_of,
+        started_at=_moment(row.started_at),
+        ended_at=_moment(row.ended_at),
+        first_chunk_ms=row.first_chunk_ms,
+        phases=row.phases,
+        message_ids=list(message_ids),
+        usage=_struct(row.usage, Usage),
+        error=_struct(row.error, Problem),
+    )
+
+
+def journal_wire(row: AnyRow) -> JournalEntry:
+    """One step of the machine (§5)."""
+    return JournalEntry(
+        revision=row.revision,
+        turn_id=row.turn_id,
+        trigger=row.trigger,
+        from_state=row.from_state,
+        to_state=row.to_state,
+        at=timestamp(row.at),
+        duration_ms=row.duration_ms,
+        detail=row.detail,
+    )
+
+
+def encode_cursor(*position: int) -> str:
+    """A place in a list, opaque to clients."""
+    return base64.urlsafe_b64encode(msgspec.json.encode(position)).decode().rstrip("=")
+
+
+def decode_cursor(cursor: str | None, start: tuple[int, ...]) -> tuple[int, ...]:
+    """The place that `encode_cursor` wrote, or `start` without one. Raises `InvalidRequest`."""
+    if cursor is None:
+        return start
+    try:
+        padded = cursor + "=" * (-len(cursor) % 4)
+        position = msgspec.json.decode(
+            base64.b64decode(padded, altchars=b"-_", validate=True), type=tuple[int, ...]
+        )
+    except (ValueError, binascii.Error, msgspec.MsgspecError):
+        position = ()
+    if len(position) != len(start) or any(abs(value) >= 2**63 for value in position):
+        raise InvalidRequest.of("cursor", "not a cursor of this list")
+    return position

@@ -1,0 +1,569 @@
+"""One context under its lock: what a transaction changes, and what is to be told of it afterwards.
+
+A `ContextEdit` is made and used inside one `Writer.change`. Each of its *changes* takes the next
+revision of the context; a *step* is a change that moves the state machine and writes its row in the
+journal. `save` writes the context's row, guarded by the revision and the state that the edit started
+from, so that of two processes only one can win. What readers are to hear is collected in `notices`,
+in order, and published only after the commit.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from sqlalchemy import and_, func, insert, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from contextd.core.errors import BranchNotFound, ContextNotFound, MessageNotFound
+from contextd.core.machine import REST_STATES, State, Trigger, advance
+from contextd.core.message import TEXT, MessageStats, MessageStatus, Problem, Role, Usage
+from contextd.core.values import JsonObject
+from contextd.store.tables import (
+    AnyRow,
+    branches,
+    chunks,
+    contexts,
+    heads,
+    journal,
+    messages,
+    segments,
+    turns,
+)
+from contextd.store.writer import Refused, utf8_bytes
+
+
+class LostRaceError(Refused):
+    """Another process changed the context first. The caller may look again and retry."""
+
+
+class OpenedMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """A message as it was inserted, with the chunks that it began with."""
+
+    key: int
+    id: str
+    role: str
+    kind: str
+    texts: list[str]
+    ends: list[int]
+    status: MessageStatus
+
+
+class ClosedMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """A message at its end."""
+
+    key: int
+    id: str
+    role: str
+    kind: str
+    status: MessageStatus
+    final: int
+
+
+class Notice(msgspec.Struct, kw_only=True):
+    """One change as readers hear of it: its revision, and the levels after it."""
+
+    revision: int
+    record_revision: int
+    state: str
+    opened: list[OpenedMessage] = []
+    closed: list[ClosedMessage] = []
+
+
+class StartedTurn(msgspec.Struct, frozen=True, kw_only=True):
+    """A turn that runs, and by which fence its owner writes."""
+
+    context_id: str
+    id: str
+    key: int
+    fence: int
+
+
+class BranchTip(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a branch ends, and what its next message hangs on."""
+
+    name: str
+    segment_key: int
+    leaf_depth: int
+    leaf_id: str | None
+
+
+class MessageDraft(msgspec.Struct, frozen=True, kw_only=True):
+    """A message to be inserted. An open one has `status` streaming."""
+
+    id: str
+    role: Role
+    kind: str = TEXT
+    status: MessageStatus = MessageStatus.STREAMING
+    turn_id: str | None = None
+    fence: int = 0
+    texts: Sequence[str] = ()
+    metadata: JsonObject = {}
+    client_metadata: JsonObject = {}
+    payload_hash: str | None = None
+    finish_reason: str | None = None
+    error: Problem | None = None
+    superseded: bool = False
+
+
+class ContextEdit:
+    """Use: `edit = await ContextEdit.begin(…)`, changes, `await edit.save()`, all in one transaction."""
+
+    def __init__(self, connection: AsyncConnection, row: AnyRow, now: int) -> None:
+        self.connection = connection
+        self.row = row
+        self.now = now
+        self.key: int = row.key
+        self.context_id: str = row.id
+        self.state = State(row.state)
+        self.revision: int = row.revision
+        self.record_revision: int = row.record_revision
+        self.notices: list[Notice] = []
+        self.started_turns: list[StartedTurn] = []
+        self.stopped_turn_ids: list[str] = []
+        self._columns: dict[str, Any] = {}
+        self._state_since: int = row.state_since
+        self._message_count: int = row.message_count
+
+    @classmethod
+    async def begin(cls, connection: AsyncConnection, context_id: str, now: int) -> "ContextEdit":
+        """Locks the context's row. Raises `ContextNotFound`."""
+        query = select(contexts).where(contexts.c.id == context_id).with_for_update()
+        row = (await connection.execute(query)).one_or_none()
+        if row is None:
+            raise ContextNotFound(context_id)
+        return cls(connection, row, now)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a turn or a producer is at work."""
+        return self.state not in REST_STATES
+
+    @property
+    def notice(self) -> Notice:
+        """The change that is being made."""
+        return self.notices[-1]
+
+    def set(self, **columns: Any) -> None:
+        """Columns of the context's row to be written by `save`."""
+        self._columns.update(columns)
+
+    def change(self, *, record: bool = False) -> None:
+        """Begins the next change; `record` says that it is one of the context's own record (§1)."""
+        self.revision += 1
+        if record:
+            self.record_revision = self.revision
+        self.notices.append(
+            Notice(
+                revision=self.revision,
+                record_revision=self.record_revision,
+                state=self.state.value,
+                opened=[],
+                closed=[],
+            )
+        )
+
+    async def step(
+        self,
+        trigger: Trigger,
+        *,
+        turn: AnyRow | None = None,
+        turn_id: str | None = None,
+        state_detail: JsonObject | None = None,
+        detail: JsonObject | None = None,
+        record: bool = False,
+    ) -> None:
+        """A change that moves the machine. Raises `IllegalTransition`, and then changed nothing.
+
+        `turn` gets the time in the state that is left added to its phases; `turn_id` only names one
+        that is about to be inserted.
+        """
+        before, since = self.state, self._state_since
+        self.state = advance(before, trigger)
+        self.change(record=record)
+        duration = max(0, self.now - since)
+        self._state_since = self.now
+        self.set(state=self.state.value, state_since=self.now, state_detail=state_detail or {})
+        await self.connection.execute(
+            insert(journal).values(
+                context_key=self.key,
+                revision=self.revision,
+                turn_id=turn.id if turn is not None else turn_id,
+                trigger=trigger.value,
+                from_state=before.value,
+                to_state=self.state.value,
+                at=self.now,
+                duration_ms=duration,
+                detail=detail or {},
+            )
+        )
+        if turn is not None and before not in REST_STATES:
+            await self._add_phase(turn, before, duration)
+
+    async def save(self) -> None:
+        """Writes the context's row. Raises `LostRaceError` when it is not as the edit found it."""
+        if not self.notices:
+            return
+        result = await self.connection.execute(
+            update(contexts)
+            .where(
+                contexts.c.key == self.key,
+                contexts.c.state == self.row.state,
+                contexts.c.revision == self.row.revision,
+            )
+            .values(
+                revision=self.revision,
+                record_revision=self.record_revision,
+                message_count=self._message_count,
+                changed_at=max(self.now, self.row.changed_at),
+                **self._columns,
+            )
+        )
+        if result.rowcount != 1:
+            raise LostRaceError(self.context_id)
+
+    # Messages
+
+    async def tip(self, name: str) -> BranchTip:
+        """Where the branch ends. Raises `BranchNotFound`."""
+        row = (
+            await self.connection.execute(
+                select(branches, messages.c.id.label("leaf_id"))
+                .join(messages, messages.c.key == branches.c.leaf_key, isouter=True)
+                .where(branches.c.context_key == self.key, branches.c.name == name)
+            )
+        ).one_or_none()
+        if row is None:
+            raise BranchNotFound(name)
+        return BranchTip(
+            name=name,
+            segment_key=row.segment_key,
+            leaf_depth=row.leaf_depth,
+            leaf_id=row.leaf_id,
+        )
+
+    async def add_message(self, draft: MessageDraft, *, branch: str) -> OpenedMessage:
+        """Inserts a message at the branch's leaf, which moves to it. Part of the current change."""
+        tip = await self.tip(branch)
+        place = {
+            "parent_id": tip.leaf_id,
+            "segment_key": tip.segment_key,
+            "depth": tip.leaf_depth + 1,
+        }
+        opened = await self._insert_message(draft, place)
+        if not draft.superseded:
+            await self._move_leaf(branch, opened.key, tip.leaf_depth + 1)
+        return opened
+
+    async def add_queued_message(self, draft: MessageDraft, *, branch: str) -> OpenedMessage:
+        """Inserts a message that gets its place in the tree when its turn starts (§3.1)."""
+        await self.tip(branch)
+        return await self._insert_message(draft, {"queued_branch": branch})
+
+    async def place_message(self, key: int, *, branch: str) -> None:
+        """Gives a queued message its place at the branch's leaf, which moves to it."""
+        tip = await self.tip(branch)
+        await self.connection.execute(
+            update(messages)
+            .where(messages.c.key == key)
+            .values(
+                parent_id=tip.leaf_id,
+                segment_key=tip.segment_key,
+                depth=tip.leaf_depth + 1,
+                queued_branch=None,
+                revision=self.revision,
+                changed_at=self.now,
+            )
+        )
+        await self._move_leaf(branch, key, tip.leaf_depth + 1)
+
+    async def close_messages(
+        self,
+        rows: Sequence[AnyRow],
+        status: MessageStatus,
+        *,
+        finish_reason: str | None = None,
+        usage: Usage | None = None,
+        error: Problem | None = None,
+        superseded: bool = False,
+    ) -> None:
+        """Closes open messages at their committed heads. `finish_reason` and `usage` go to the last."""
+        for row in sorted(rows, key=lambda row: row.key):
+            head = await self._close_head(row.key)
+            last = row is rows[-1]
+            stats = await self._stats(row, head)
+            await self.connection.execute(
+                update(messages)
+                .where(messages.c.key == row.key)
+                .values(
+                    status=status.value,
+                    final_sequence=head.head,
+                    finish_reason=finish_reason if last else None,
+                    usage=usage if last else None,
+                    error=error,
+                    superseded=superseded,
+                    stats=stats,
+                    revision=self.revision,
+                    changed_at=self.now,
+                    completed_at=self.now,
+                )
+            )
+            self._note_closed(row.key, row.id, row.role, row.kind, status, head.head)
+        if superseded:
+            self._message_count -= len(rows)
+
+    async def open_rows(self, *, turn_id: str | None = None) -> Sequence[AnyRow]:
+        """The context's open messages, in the order in which they were opened."""
+        query = select(messages).where(
+            messages.c.context_key == self.key, messages.c.status == "streaming"
+        )
+        if turn_id is not None:
+            query = query.where(messages.c.turn_id == turn_id)
+        return (await self.connection.execute(query.order_by(messages.c.key))).all()
+
+    async def supersede(self, keys: Sequence[int]) -> None:
+        """Takes closed messages out of the lists; they stay readable by their ids."""
+        await self.connection.execute(
+            update(messages)
+            .where(messages.c.key.in_(keys))
+            .values(
+                superseded=True,
+                queued_branch=None,
+                revision=self.revision,
+                changed_at=self.now,
+            )
+        )
+        self._message_count -= len(keys)
+
+    async def retreat_leaf(self, branch: str) -> None:
+        """Moves the branch's leaf back over superseded messages, to what the next attempt follows."""
+        tip = await self.tip(branch)
+        segment = (
+            await self.connection.execute(select(segments).where(segments.c.key == tip.segment_key))
+        ).one()
+        places = [
+            and_(messages.c.segment_key == tip.segment_key, messages.c.depth <= tip.leaf_depth)
+        ]
+        if segment.parent_key is not None:
+            places.append(
+                and_(
+                    messages.c.segment_key == segment.parent_key,
+                    messages.c.depth == segment.parent_depth,
+                )
+            )
+        leaf = (
+            await self.connection.execute(
+                select(messages.c.key, messages.c.depth)
+                .where(or_(*places), ~messages.c.superseded)
+                .order_by(messages.c.depth.desc())
+                .limit(1)
+            )
+        ).one_or_none()
+        await self._move_leaf(branch, leaf.key if leaf else None, leaf.depth if leaf else 0)
+
+    async def fork(self, *, from_message_id: str, name: str | None = None) -> str:
+        """Makes a branch that starts after a message, copying nothing; returns its name.
+
+        Raises `MessageNotFound` where the message has no place on a branch.
+        """
+        message = (
+            await self.connection.execute(
+                select(messages).where(
+                    messages.c.context_key == self.key, messages.c.id == from_message_id
+                )
+            )
+        ).one_or_none()
+        if message is None or message.depth is None or message.superseded:
+            raise MessageNotFound(from_message_id)
+        name = name or await self._free_branch_name()
+        inserted = await self.connection.execute(
+            insert(segments)
+            .values(
+                context_key=self.key, parent_key=message.segment_key, parent_depth=message.depth
+            )
+            .returning(segments.c.key)
+        )
+        await self.connection.execute(
+            insert(branches).values(
+                context_key=self.key,
+                name=name,
+                segment_key=inserted.scalar_one(),
+                leaf_key=message.key,
+                leaf_depth=message.depth,
+                created_at=self.now,
+            )
+        )
+        return name
+
+    async def _free_branch_name(self) -> str:
+        """`branch-2`, `branch-3`, …: one above the number of branches that there have been."""
+        made = await self.connection.scalar(
+            select(func.count()).select_from(segments).where(segments.c.context_key == self.key)
+        )
+        taken = set(
+            (
+                await self.connection.execute(
+                    select(branches.c.name).where(branches.c.context_key == self.key)
+                )
+            ).scalars()
+        )
+        number = (made or 0) + 1
+        while f"branch-{number}" in taken:
+            number += 1
+        return f"branch-{number}"
+
+    async def _insert_message(self, draft: MessageDraft, place: dict[str, Any]) -> OpenedMessage:
+        closed = draft.status is not MessageStatus.STREAMING
+        sizes = [utf8_bytes(value) for value in draft.texts]
+        ends = [sum(sizes[: index + 1]) for index in range(len(sizes))]
+        characters = sum(len(value) for value in draft.texts)
+        inserted = await self.connection.execute(
+            insert(messages)
+            .values(
+                context_key=self.key,
+                id=draft.id,
+                turn_id=draft.turn_id,
+                superseded=draft.superseded,
+                revision=self.revision,
+                opened_revision=self.revision,
+                role=draft.role.value,
+                kind=draft.kind,
+                status=draft.status.value,
+                final_sequence=len(sizes) if closed else None,
+                media_type="text/plain",
+                finish_reason=draft.finish_reason,
+                error=draft.error,
+                metadata=draft.metadata,
+                client_metadata=draft.client_metadata,
+                stats=_stats_at_once(draft, sum(sizes), characters) if closed else None,
+                payload_hash=draft.payload_hash,
+                created_at=self.now,
+                changed_at=self.now,
+                completed_at=self.now if closed else None,
+                **place,
+            )
+            .returning(messages.c.key)
+        )
+        key: int = inserted.scalar_one()
+        await self.connection.execute(
+            insert(heads).values(
+                message_key=key,
+                is_open=not closed,
+                head=len(sizes),
+                bytes=sum(sizes),
+                characters=characters,
+                fence=draft.fence,
+                written_at=self.now,
+            )
+        )
+        await self._insert_chunks(key, draft.texts, ends)
+        opened = OpenedMessage(
+            key=key,
+            id=draft.id,
+            role=draft.role.value,
+            kind=draft.kind,
+            texts=list(draft.texts),
+            ends=ends,
+            status=draft.status,
+        )
+        self.notice.opened.append(opened)
+        if not draft.superseded:
+            self._message_count += 1
+        if closed:
+            self._note_closed(key, draft.id, draft.role.value, draft.kind, draft.status, len(sizes))
+        return opened
+
+    async def _insert_chunks(self, key: int, texts: Sequence[str], ends: Sequence[int]) -> None:
+        if not texts:
+            return
+        await self.connection.execute(
+            insert(chunks),
+            [
+                {
+                    "message_key": key,
+                    "sequence": index + 1,
+                    "content": content,
+                    "end_bytes": end,
+                    "created_at": self.now,
+                }
+                for index, (content, end) in enumerate(zip(texts, ends, strict=True))
+            ],
+        )
+
+    async def _move_leaf(self, branch: str, key: int | None, depth: int) -> None:
+        await self.connection.execute(
+            update(branches)
+            .where(branches.c.context_key == self.key, branches.c.name == branch)
+            .values(leaf_key=key, leaf_depth=depth)
+        )
+
+    async def _close_head(self, key: int) -> AnyRow:
+        """After this no append of any writer can match the row again."""
+        result = await self.connection.execute(
+            update(heads).where(heads.c.message_key == key).values(is_open=False).returning(heads)
+        )
+        row: AnyRow = result.one()
+        return row
+
+    async def _stats(self, row: AnyRow, head: AnyRow) -> MessageStats:
+        began = await self._began_at(row)
+        span = (
+            (
+                await self.connection.execute(
+                    select(chunks.c.created_at)
+                    .where(chunks.c.message_key == row.key, chunks.c.sequence.in_((1, head.head)))
+                    .order_by(chunks.c.sequence)
+                )
+            )
+            .scalars()
+            .all()
+        )
+        first_ms = max(0, span[0] - began) if span else None
+        interval = (span[-1] - span[0]) / (head.head - 1) if head.head > 1 else None
+        return MessageStats(
+            chunks=head.head,
+            characters=head.characters,
+            bytes=head.bytes,
+            first_chunk_ms=first_ms,
+            total_ms=max(0, self.now - began),
+            mean_interval_ms=round(interval, 3) if interval is not None else None,
+        )
+
+    async def _began_at(self, row: AnyRow) -> int:
+        """When the model was asked for this message; of one without a turn, when it was opened."""
+        asked: int | None = await self.connection.scalar(
+            select(func.max(journal.c.at)).where(
+                journal.c.context_key == self.key,
+                journal.c.revision < row.opened_revision,
+                journal.c.turn_id == row.turn_id,
+                journal.c.trigger.in_((Trigger.REQUEST_LLM.value, Trigger.RETRY.value)),
+            )
+        )
+        return int(row.created_at) if asked is None else asked
+
+    def _note_closed(
+        self, key: int, id_: str, role: str, kind: str, status: MessageStatus, final: int
+    ) -> None:
+        self.notice.closed.append(
+            ClosedMessage(key=key, id=id_, role=role, kind=kind, status=status, final=final)
+        )
+
+    async def _add_phase(self, turn: AnyRow, state: State, duration: int) -> None:
+        """Adds to the turn's own account; read again, since a step before may have written it."""
+        phases = await self.connection.scalar(select(turns.c.phases).where(turns.c.key == turn.key))
+        phases = dict(phases or {})
+        phases[state.value] = phases.get(state.value, 0) + duration
+        await self.connection.execute(
+            update(turns).where(turns.c.key == turn.key).values(phases=phases)
+        )
+
+
+def _stats_at_once(draft: MessageDraft, size: int, characters: int) -> MessageStats:
+    """Of a message that is closed from the start."""
+    return MessageStats(
+        chunks=len(draft.texts),
+        characters=characters,
+        bytes=size,
+        first_chunk_ms=0 if draft.texts else None,
+        total_ms=0,
+        mean_interval_ms=None,
+    )

@@ -1,0 +1,221 @@
+"""How contextd opens its database: which URLs it takes, and how each driver is set up.
+
+There are two engines. The writer has one connection, and each of its transactions begins with the
+write lock (SQLite's BEGIN IMMEDIATE): a deferred one that reads first and writes then is refused
+with "database is locked", however long it is willing to wait. The readers never write.
+"""
+
+import importlib.util
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, cast
+
+from sqlalchemy import URL, event, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+Dialect: TypeAlias = Literal["sqlite", "postgresql"]
+
+SQLITE = "sqlite+aiosqlite"
+POSTGRESQL = "postgresql+asyncpg"
+SQLITE_VERSION_MIN = (3, 35)  # the first with RETURNING
+BUSY_TIMEOUT_S = 10
+CONNECT_TIMEOUT_S = 10
+APPLICATION_NAME = "contextd"
+
+_COMMON_PRAGMAS = {"temp_store": "MEMORY", "synchronous": "FULL"}
+WRITER_PRAGMAS: Mapping[str, str] = {
+    "journal_mode": "WAL",
+    **_COMMON_PRAGMAS,
+    "foreign_keys": "ON",
+    "cache_size": "-16384",  # KiB
+    # 16 MiB of log between checkpoints, because each checkpoint syncs the file once more; after a
+    # burst that a long read kept from being checkpointed, the log is cut back to 64 MiB.
+    "wal_autocheckpoint": "4096",
+    "journal_size_limit": "67108864",
+}
+READER_PRAGMAS: Mapping[str, str] = {
+    **_COMMON_PRAGMAS,
+    "query_only": "ON",
+    "cache_size": "-8192",
+}
+
+_SQLITE_REASONS = {
+    "SQLITE_NOTADB": "is not a SQLite database; it was left as it is",
+    "SQLITE_CORRUPT": "is damaged",
+    "SQLITE_BUSY": "is locked by another program",
+    "SQLITE_READONLY": "cannot be written",
+    "SQLITE_CANTOPEN": "cannot be opened",
+    "SQLITE_FULL": "cannot be written: the disk is full",
+}
+
+
+class StoreError(Exception):
+    """The database cannot be used. One line, for the operator; it never shows a password."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Engines:
+    """Both ways to one database. `writer` has a single connection; `reader` is a pool of a few."""
+
+    writer: AsyncEngine
+    reader: AsyncEngine
+    dialect: Dialect
+
+    async def dispose(self) -> None:
+        """Close every connection that is not in use. The engines can be used again afterwards."""
+        await self.reader.dispose()
+        await self.writer.dispose()
+
+
+def make_engines(database_url: str, *, readers: int) -> Engines:
+    """Engines for `database_url`, with up to `readers` reading connections. Nothing connects yet.
+
+    Run `upgrade` first: it finds out whether the database is there and is one of contextd's.
+    Raises `StoreError` for a URL that contextd cannot use.
+    """
+    url = parse_url(database_url)
+    dialect = dialect_of(url)
+    if dialect == "sqlite":
+        writer = sqlite_engine(url, connections=1, begin="BEGIN IMMEDIATE", pragmas=WRITER_PRAGMAS)
+        reader = sqlite_engine(url, connections=readers, begin="BEGIN", pragmas=READER_PRAGMAS)
+    else:
+        writer = postgresql_engine(url, connections=1)
+        reader = postgresql_engine(url, connections=readers)
+    return Engines(writer=writer, reader=reader, dialect=dialect)
+
+
+def parse_url(database_url: str) -> URL:
+    """`database_url`, checked as far as it can be without opening anything.
+
+    Raises `StoreError` when it is no URL, names another driver, or names what two engines could not
+    share; and when the driver that it names is missing or too old.
+    """
+    try:
+        url = make_url(database_url)
+    except (ArgumentError, ValueError):
+        # The text is not repeated: what cannot be parsed may hold a password anywhere.
+        raise StoreError(
+            f"The database is not a URL such as {SQLITE}:///contextd.db or "
+            f"{POSTGRESQL}://user:password@host/name"
+        ) from None
+    if url.drivername == SQLITE:
+        _check_sqlite(url)
+    elif url.drivername == POSTGRESQL:
+        _check_postgresql(url)
+    else:
+        raise StoreError(
+            f"The database URL must begin with {SQLITE}:// or {POSTGRESQL}:// (got {shown(url)})"
+        )
+    return url
+
+
+def dialect_of(url: URL) -> Dialect:
+    """Which of the two databases a checked URL means."""
+    return cast("Dialect", url.get_backend_name())
+
+
+def shown(url: URL) -> str:
+    """The URL as it may be printed: no password, and no parameters, which may hold one as well."""
+    return url.set(query={}).render_as_string(hide_password=True)
+
+
+def sqlite_path(url: URL) -> Path:
+    """The file that a checked SQLite URL names: the same path for all names of one file."""
+    return Path(cast("str", url.database)).resolve()
+
+
+def sqlite_engine(
+    url: URL,
+    *,
+    connections: int,
+    begin: str,
+    pragmas: Mapping[str, str],
+    busy_timeout_s: float = BUSY_TIMEOUT_S,
+) -> AsyncEngine:
+    """An engine of at most `connections`, whose transactions start with the statement `begin`.
+
+    The driver is told to leave transactions alone (`isolation_level=None`): by itself it would
+    begin late and deferred, and commit before DDL. With that, savepoints work too.
+    """
+    engine = create_async_engine(
+        url,
+        connect_args={"isolation_level": None, "timeout": busy_timeout_s},
+        pool_size=connections,
+        max_overflow=0,
+    )
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def set_pragmas(connection: Any, _: object) -> None:
+        cursor = connection.cursor()
+        for name, value in pragmas.items():
+            cursor.execute(f"PRAGMA {name}={value}")
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def begin_transaction(connection: Any) -> None:
+        connection.exec_driver_sql(begin)
+
+    return engine
+
+
+def postgresql_engine(url: URL, *, connections: int) -> AsyncEngine:
+    """An engine of at most `connections`, READ COMMITTED unless a transaction asks otherwise.
+
+    A connection is tried before it is handed out, so a restarted server costs a reconnect and no
+    failed request. The just-in-time compiler is off: it costs more than these short queries do.
+    """
+    return create_async_engine(
+        url,
+        connect_args={
+            "timeout": CONNECT_TIMEOUT_S,
+            "server_settings": {"application_name": APPLICATION_NAME, "jit": "off"},
+        },
+        pool_size=connections,
+        max_overflow=0,
+        pool_pre_ping=True,
+    )
+
+
+def reason(error: Exception) -> str:
+    """What the driver says, as the end of a sentence of one line."""
+    name = sqlite_error_name(error)
+    for prefix, reason in _SQLITE_REASONS.items():
+        if name.startswith(prefix):
+            return reason
+    cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
+    lines = str(cause).strip().splitlines() or [type(cause).__name__]
+    return f"cannot be used: {lines[0]}"
+
+
+def sqlite_error_name(error: BaseException) -> str:
+    """SQLite's name of the error, such as `SQLITE_BUSY_SNAPSHOT`; empty for any other error."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    return str(getattr(cause, "sqlite_errorname", ""))
+
+
+def _check_sqlite(url: URL) -> None:
+    if sqlite3.sqlite_version_info < SQLITE_VERSION_MIN:
+        needed = ".".join(str(part) for part in SQLITE_VERSION_MIN)
+        raise StoreError(
+            f"contextd needs SQLite {needed} or newer; this Python has {sqlite3.sqlite_version}"
+        )
+    name = url.database or ""
+    if name in {"", ":memory:"} or url.query.get("mode") == "memory":
+        raise StoreError(
+            f"contextd cannot keep its database in memory: name a file, as in {SQLITE}:///contextd.db"
+        )
+    if name.startswith("file:") or url.query:
+        raise StoreError(
+            f"A SQLite database is given as a plain path, without 'file:' and without parameters "
+            f"(got {shown(url)})"
+        )
+
+
+def _check_postgresql(url: URL) -> None:
+    if importlib.util.find_spec("asyncpg") is None:
+        raise StoreError("PostgreSQL needs the driver asyncpg: install contextd[postgres]")
+    if not url.database:
+        raise StoreError(f"The database URL names no database (got {shown(url)})")

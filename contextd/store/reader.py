@@ -1,0 +1,492 @@
+"""The one way out of the database: every read of contexts, messages, chunks, turns and the journal.
+
+Connections are held, not checked out per read: a checkout costs more than most of the reads. Each
+method is one snapshot. Every scan is bounded by a limit that the caller names.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+from sqlalchemy import Select, and_, func, or_, select, text, tuple_
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from contextd.core.errors import BranchNotFound, ContextNotFound, MessageNotFound, TurnNotFound
+from contextd.store.tables import (
+    AnyRow,
+    branches,
+    chunks,
+    contexts,
+    heads,
+    journal,
+    messages,
+    segments,
+    turns,
+)
+
+PULL_CHUNKS_MAX = 65_536  # of one answer; sequences are dense, so this bounds the scan as well
+ACQUIRE_S = 30.0
+
+MESSAGE_COLUMNS = (
+    messages,
+    heads.c.head,
+    heads.c.bytes,
+    heads.c.characters,
+)
+_WITH_HEAD = messages.join(heads, heads.c.message_key == messages.c.key)
+
+
+class ContextSnapshot(msgspec.Struct, frozen=True):
+    """A context's row with what belongs to its wire form."""
+
+    row: AnyRow
+    open_messages: Sequence[AnyRow]
+    queued: int
+
+
+class ContentSlice(msgspec.Struct, frozen=True):
+    """A piece of a message's text and where its message stands in the same snapshot."""
+
+    message_key: int
+    sequence: int
+    content: str
+    head: int
+    status: str
+
+
+class Changes(msgspec.Struct, frozen=True):
+    """What changed of a context after a revision, with the context as it was just then."""
+
+    context: AnyRow
+    messages: Sequence[AnyRow]
+    open_messages: Sequence[AnyRow]
+    complete: bool  # false: more follow after the last message's revision
+
+
+def select_messages(context_key: int) -> Select[Any]:
+    """Messages of a context with their heads."""
+    return (
+        select(*MESSAGE_COLUMNS)
+        .select_from(_WITH_HEAD)
+        .where(messages.c.context_key == context_key)
+    )
+
+
+class Reader:
+    """Reads, each in one snapshot on a held connection."""
+
+    def __init__(self, engine: AsyncEngine, *, connections: int) -> None:
+        self._engine = engine
+        self._count = connections
+        self._free: asyncio.Queue[AsyncConnection | None] = asyncio.Queue()
+        for _ in range(connections):
+            self._free.put_nowait(None)
+
+    async def close(self) -> None:
+        """Gives the connections back."""
+        for _ in range(self._count):
+            connection = await asyncio.wait_for(self._free.get(), ACQUIRE_S)
+            if connection is not None:
+                await connection.close()
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[AsyncConnection]:
+        """A connection whose statements all see the same moment."""
+        connection = await self._free.get()
+        try:
+            if connection is None or connection.closed or connection.invalidated:
+                connection = await self._engine.connect()
+            async with connection.begin():
+                if self._engine.dialect.name == "postgresql":
+                    await connection.execute(
+                        text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+                    )
+                yield connection
+        except asyncio.CancelledError:
+            # Cut in the middle of a statement: what the connection would answer next is unknown.
+            if connection is not None:
+                await asyncio.shield(connection.invalidate())
+            raise
+        finally:
+            self._free.put_nowait(connection)
+
+    async def context(self, context_id: str) -> ContextSnapshot:
+        """Raises `ContextNotFound`."""
+        async with self.snapshot() as connection:
+            row = await find_context(connection, context_id)
+            return await _complete_context(connection, row)
+
+    async def contexts(
+        self, *, states: Sequence[str], before: tuple[int, int] | None, limit: int
+    ) -> list[ContextSnapshot]:
+        """Newest activity first, strictly after the position `before` (changed_at, key)."""
+        query = select(contexts).order_by(contexts.c.changed_at.desc(), contexts.c.key.desc())
+        if states:
+            query = query.where(contexts.c.state.in_(states))
+        if before is not None:
+            query = query.where(tuple_(contexts.c.changed_at, contexts.c.key) < tuple_(*before))
+        async with self.snapshot() as connection:
+            rows = (await connection.execute(query.limit(limit))).all()
+            return [await _complete_context(connection, row) for row in rows]
+
+    async def message(self, context_id: str, message_id: str) -> AnyRow:
+        """Raises `ContextNotFound` or `MessageNotFound`."""
+        async with self.snapshot() as connection:
+            context = await find_context(connection, context_id)
+            row: AnyRow | None = (
+                await connection.execute(
+                    select_messages(context.key).where(messages.c.id == message_id)
+                )
+            ).one_or_none()
+        if row is None:
+            raise MessageNotFound(message_id)
+        return row
+
+    async def conversation(
+        self,
+        context_id: str,
+        *,
+        branch: str | None,
+        after_depth: int,
+        after_queued_key: int,
+        limit: int,
+    ) -> tuple[AnyRow, list[AnyRow]]:
+        """The context's row and a page of a branch in conversation order, the queued ones last."""
+        async with self.snapshot() as connection:
+            context = await find_context(connection, context_id)
+            name = branch or context.active_branch
+            placed = (
+                await connection.execute(
+                    select_messages(context.key)
+                    .where(await on_branch(connection, context.key, name))
+                    .where(messages.c.depth > after_depth)
+                    .order_by(messages.c.depth)
+                    .limit(limit)
+                )
+            ).all()
+            queued = (
+                await connection.execute(
+                    select_messages(context.key)
+                    .where(messages.c.queued_branch == name, ~messages.c.superseded)
+                    .where(messages.c.key > after_queued_key)
+                    .order_by(messages.c.key)
+                    .limit(limit - len(placed))
+                )
+            ).all()
+        return context, [*placed, *queued]
+
+    async def changes(self, context_id: str, *, after: tuple[int, int], limit: int) -> Changes:
+        """Messages whose last change is after (revision, key), by revision, of all branches."""
+        async with self.snapshot() as connection:
+            context = await find_context(connection, context_id)
+            rows = (
+                await connection.execute(
+                    select_messages(context.key)
+                    .where(tuple_(messages.c.revision, messages.c.key) > tuple_(*after))
+                    .order_by(messages.c.revision, messages.c.key)
+                    .limit(limit + 1)
+                )
+            ).all()
+            open_messages = await _open_messages(connection, context.key)
+        return Changes(context, rows[:limit], open_messages, len(rows) <= limit)
+
+    async def newest_turn(self, context_id: str) -> Changes:
+        """The assistant's and tools' messages of the newest started turn, by revision (§4.1)."""
+        async with self.snapshot() as connection:
+            context = await find_context(connection, context_id)
+            rows: Sequence[AnyRow] = ()
+            if context.active_turn_key is not None:
+                turn_id = select(turns.c.id).where(turns.c.key == context.active_turn_key)
+                rows = (
+                    await connection.execute(
+                        select_messages(context.key)
+                        .where(messages.c.turn_id == turn_id.scalar_subquery())
+                        .where(messages.c.role.in_(("assistant", "tool")))
+                        .order_by(messages.c.revision, messages.c.key)
+                    )
+                ).all()
+            open_messages = await _open_messages(connection, context.key)
+        return Changes(context, rows, open_messages, complete=True)
+
+    async def content(
+        self, context_id: str, message_id: str, *, start: int, end: int | None, bytes_max: int
+    ) -> ContentSlice:
+        """Text after chunk `start`, up to chunk `end`; at most `bytes_max`, at least one chunk."""
+        async with self.snapshot() as connection:
+            message = await _find_head(connection, context_id, message_id)
+            last = min(message.head, start + PULL_CHUNKS_MAX, message.head if end is None else end)
+            sequence, content = start, ""
+            if last > start:
+                sequence, content = await read_text(
+                    connection, message.key, start=start, end=last, bytes_max=bytes_max
+                )
+        return ContentSlice(message.key, sequence, content, message.head, message.status)
+
+    async def chunks(
+        self, context_id: str, message_id: str, *, start: int, limit: int, bytes_max: int
+    ) -> tuple[AnyRow, Sequence[AnyRow]]:
+        """The message's (key, head, status) and its chunks after `start`, each by itself."""
+        async with self.snapshot() as connection:
+            message = await _find_head(connection, context_id, message_id)
+            rows = (
+                await connection.execute(
+                    select(chunks.c.sequence, chunks.c.content, chunks.c.created_at)
+                    .where(_slice(message.key, start, start + limit, bytes_max))
+                    .order_by(chunks.c.sequence)
+                )
+            ).all()
+        return message, rows
+
+    async def contents(self, keys: Sequence[int], *, bytes_max: int) -> dict[int, tuple[int, str]]:
+        """For each message, in order, its last sequence read and its text, until `bytes_max` is full."""
+        result: dict[int, tuple[int, str]] = {}
+        left = bytes_max
+        async with self.snapshot() as connection:
+            for key in keys:
+                if left <= 0:
+                    break
+                sequence, content = await read_text(
+                    connection, key, start=0, end=PULL_CHUNKS_MAX, bytes_max=left, at_least=0
+                )
+                result[key] = sequence, content
+                left -= len(content.encode())
+        return result
+
+    async def journal(
+        self, context_id: str, *, after: int, limit: int
+    ) -> tuple[AnyRow, Sequence[AnyRow]]:
+        """The steps after revision `after`, oldest first."""
+        async with self.snapshot() as connection:
+            context = await find_context(connection, context_id)
+            rows = (
+                await connection.execute(
+                    select(journal)
+                    .where(journal.c.context_key == context.key, journal.c.revision > after)
+                    .order_by(journal.c.revision)
+                    .limit(limit)
+                )
+            ).all()
+        return context, rows
+
+    async def turn(self, context_id: str, turn_id: str) -> tuple[AnyRow, list[str]]:
+        """A turn and the ids of its messages. Raises `TurnNotFound`."""
+        async with self.snapshot() as connection:
+            context = await find_context(connection, context_id)
+            row = (
+                await connection.execute(
+                    select(turns).where(turns.c.context_key == context.key, turns.c.id == turn_id)
+                )
+            ).one_or_none()
+            if row is None:
+                raise TurnNotFound(turn_id)
+            return row, (await _message_ids(connection, context.key, [turn_id]))[turn_id]
+
+    async def turns(
+        self, context_id: str, *, after_key: int, limit: int
+    ) -> list[tuple[AnyRow, list[str]]]:
+        """Turns in the order in which they were asked for."""
+        async with self.snapshot() as connection:
+            context = await find_context(connection, context_id)
+            rows = (
+                await connection.execute(
+                    select(turns)
+                    .where(turns.c.context_key == context.key, turns.c.key > after_key)
+                    .order_by(turns.c.key)
+                    .limit(limit)
+                )
+            ).all()
+            ids = await _message_ids(connection, context.key, [row.id for row in rows])
+        return [(row, ids[row.id]) for row in rows]
+
+    async def history(
+        self, context_id: str, branch: str, *, messages_max: int, bytes_max: int
+    ) -> list[tuple[AnyRow, str]]:
+        """The newest closed text messages of a branch with their text, oldest first.
+
+        Leaves out thinking, what has no text, and the answers of turns that were tried again. As
+        many as fit in both bounds, whole, but always the newest.
+        """
+        async with self.snapshot() as connection:
+            context = await find_context(connection, context_id)
+            retried = select(turns.c.retry_of).where(
+                turns.c.context_key == context.key, turns.c.retry_of.is_not(None)
+            )
+            rows = (
+                await connection.execute(
+                    select_messages(context.key)
+                    .where(await on_branch(connection, context.key, branch))
+                    .where(messages.c.kind == "text", messages.c.status != "streaming")
+                    .where(heads.c.head > 0)
+                    .where(
+                        or_(
+                            messages.c.role != "assistant",
+                            messages.c.turn_id.is_(None),
+                            messages.c.turn_id.not_in(retried),
+                        )
+                    )
+                    .order_by(messages.c.depth.desc())
+                    .limit(messages_max)
+                )
+            ).all()
+            chosen = list(reversed(_newest_that_fit(rows, bytes_max)))
+            texts = await _texts(connection, [row.key for row in chosen])
+        return [(row, texts[row.key]) for row in chosen]
+
+    async def revisions(self, context_ids: Sequence[str]) -> dict[str, int]:
+        """The revision of each of these contexts that exists."""
+        async with self.snapshot() as connection:
+            rows = await connection.execute(
+                select(contexts.c.id, contexts.c.revision).where(contexts.c.id.in_(context_ids))
+            )
+            return {row.id: row.revision for row in rows}
+
+    async def ping(self) -> None:
+        """Raises if the database does not answer."""
+        async with self.snapshot() as connection:
+            await connection.execute(text("SELECT 1"))
+
+
+async def find_context(connection: AsyncConnection, context_id: str) -> AnyRow:
+    """The context's row. Raises `ContextNotFound`."""
+    row = (
+        await connection.execute(select(contexts).where(contexts.c.id == context_id))
+    ).one_or_none()
+    if row is None:
+        raise ContextNotFound(context_id)
+    return row
+
+
+async def on_branch(connection: AsyncConnection, context_key: int, name: str) -> Any:
+    """A condition on `messages`: placed on the branch, and not superseded.
+
+    A branch is its own segment and, of each ancestor, what stands above the fork. Raises
+    `BranchNotFound`.
+    """
+    branch = (
+        await connection.execute(
+            select(branches).where(branches.c.context_key == context_key, branches.c.name == name)
+        )
+    ).one_or_none()
+    if branch is None:
+        raise BranchNotFound(name)
+    rows = await connection.execute(select(segments).where(segments.c.context_key == context_key))
+    parents = {row.key: row for row in rows}
+    parts = []
+    segment_key, depth = branch.segment_key, branch.leaf_depth
+    while segment_key is not None:
+        parts.append(and_(messages.c.segment_key == segment_key, messages.c.depth <= depth))
+        segment = parents[segment_key]
+        depth = min(depth, segment.parent_depth)
+        segment_key = segment.parent_key
+    return and_(or_(*parts), ~messages.c.superseded)
+
+
+def _slice(message_key: int, start: int, end: int, bytes_max: int, at_least: int = 1) -> Any:
+    """Chunks after `start` up to `end`, as many as fit in `bytes_max` but `at_least` so many."""
+    before = (
+        select(chunks.c.end_bytes)
+        .where(chunks.c.message_key == message_key, chunks.c.sequence == start)
+        .scalar_subquery()
+    )
+    return and_(
+        chunks.c.message_key == message_key,
+        chunks.c.sequence > start,
+        chunks.c.sequence <= end,
+        or_(
+            chunks.c.end_bytes <= func.coalesce(before, 0) + bytes_max,
+            chunks.c.sequence <= start + at_least,
+        ),
+    )
+
+
+async def read_text(
+    connection: AsyncConnection,
+    message_key: int,
+    *,
+    start: int,
+    end: int,
+    bytes_max: int,
+    at_least: int = 1,
+) -> tuple[int, str]:
+    """The last sequence and the joined text of chunks `start` + 1 … `end`, cut to `bytes_max`."""
+    rows = await connection.execute(
+        select(chunks.c.content)
+        .where(_slice(message_key, start, end, bytes_max, at_least))
+        .order_by(chunks.c.sequence)
+    )
+    texts = rows.scalars().all()
+    return start + len(texts), "".join(texts)
+
+
+def _newest_that_fit(rows: Sequence[AnyRow], bytes_max: int) -> list[AnyRow]:
+    """The first rows whose bytes add up to at most `bytes_max`, but one at least."""
+    chosen: list[AnyRow] = []
+    left = bytes_max
+    for row in rows:
+        left -= row.bytes
+        if chosen and left < 0:
+            break
+        chosen.append(row)
+    return chosen
+
+
+async def _texts(connection: AsyncConnection, keys: Sequence[int]) -> dict[int, str]:
+    pieces: dict[int, list[str]] = {key: [] for key in keys}
+    rows = await connection.execute(
+        select(chunks.c.message_key, chunks.c.content)
+        .where(chunks.c.message_key.in_(keys))
+        .order_by(chunks.c.message_key, chunks.c.sequence)
+    )
+    for key, content in rows:
+        pieces[key].append(content)
+    return {key: "".join(texts) for key, texts in pieces.items()}
+
+
+async def _find_head(connection: AsyncConnection, context_id: str, message_id: str) -> AnyRow:
+    row = (
+        await connection.execute(
+            select(messages.c.key, messages.c.status, heads.c.head)
+            .select_from(_WITH_HEAD.join(contexts, contexts.c.key == messages.c.context_key))
+            .where(contexts.c.id == context_id, messages.c.id == message_id)
+        )
+    ).one_or_none()
+    if row is None:
+        await find_context(connection, context_id)
+        raise MessageNotFound(message_id)
+    return row
+
+
+async def _open_messages(connection: AsyncConnection, context_key: int) -> Sequence[AnyRow]:
+    rows: Sequence[AnyRow] = (
+        await connection.execute(
+            select_messages(context_key)
+            .where(messages.c.status == "streaming")
+            .order_by(messages.c.revision, messages.c.key)
+        )
+    ).all()
+    return rows
+
+
+async def _complete_context(connection: AsyncConnection, row: AnyRow) -> ContextSnapshot:
+    queued = await connection.scalar(
+        select(func.count())
+        .select_from(turns)
+        .where(turns.c.context_key == row.key, turns.c.status == "queued")
+    )
+    return ContextSnapshot(row, await _open_messages(connection, row.key), queued or 0)
+
+
+async def _message_ids(
+    connection: AsyncConnection, context_key: int, turn_ids: Sequence[str]
+) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {turn_id: [] for turn_id in turn_ids}
+    rows = await connection.execute(
+        select(messages.c.turn_id, messages.c.id)
+        .where(messages.c.context_key == context_key, messages.c.turn_id.in_(turn_ids))
+        .order_by(messages.c.key)
+    )
+    for row in rows:
+        found[row.turn_id].append(row.id)
+    return found

