@@ -22,11 +22,12 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from contextd import __version__
 from contextd.http import contexts, health, messages, openapi
 from contextd.http import turns as turn_routes
-from contextd.http.content import pull_content
+from contextd.http.bare import BareRoutes
+from contextd.http.content import PullContent
 from contextd.http.gate import LOOPBACK_NAMES, Gate
 from contextd.http.problems import EXCEPTION_HANDLERS
 from contextd.http.query import check_request
-from contextd.http.stream import stream_signals
+from contextd.http.stream import StreamSignals
 from contextd.log import configure_logging
 from contextd.provider import Provider
 from contextd.provider.openai import OpenAIProvider
@@ -62,7 +63,11 @@ class Contextd:
         self.service = service
         self.turns = turns
         self.gate = Gate(
-            make_litestar(settings, service, turns, reader),
+            BareRoutes(
+                make_litestar(settings, service, turns, reader),
+                content=PullContent(service.content),
+                stream=StreamSignals(service.streams, settings),
+            ),
             allowed_hosts=(settings.host, *settings.allowed_hosts),
             cors_origins=settings.cors_origins,
         )
@@ -204,7 +209,7 @@ def make_litestar(settings: Settings, service: Service, turns: Turns, reader: Re
     }
     dependencies = {name: _given(room) for name, room in rooms.items()}
     return Litestar(
-        route_handlers=[*ROUTERS, pull_content, stream_signals, openapi.get_document],
+        route_handlers=[*ROUTERS, openapi.get_document],
         dependencies=dependencies,
         exception_handlers=EXCEPTION_HANDLERS,
         guards=[check_request],
@@ -212,10 +217,7 @@ def make_litestar(settings: Settings, service: Service, turns: Turns, reader: Re
         request_max_body_size=settings.request_bytes_max,
         state=State(
             {
-                "settings": settings,
                 "service": service,
-                "content": service.content,
-                "streams": service.streams,
                 "reader": reader,
                 "openapi_document": openapi.make_document(ROUTERS, dependencies),
                 "registry": health.make_registry(service, turns),

@@ -12,13 +12,13 @@ LABEL_CHARS_MAX = 512
 DOCUMENT_CHARS_MAX = 262_144
 
 # Text may hold any Unicode but U+0000, which PostgreSQL cannot store (§3.1).
-_NO_NUL = "^[^\\u0000]*$"
+NO_NUL_PATTERN = "^[^\\u0000]*$"
 
 Id = Annotated[str, Meta(pattern=ID_PATTERN, description="1 to 64 of A-Z a-z 0-9 _ . : -")]
 Word = Annotated[str, Meta(pattern=WORD_PATTERN, description="A lower-case word")]
-Label = Annotated[str, Meta(pattern=_NO_NUL, max_length=LABEL_CHARS_MAX)]
-Document = Annotated[str, Meta(pattern=_NO_NUL, max_length=DOCUMENT_CHARS_MAX)]
-Content = Annotated[str, Meta(pattern=_NO_NUL, min_length=1)]
+Label = Annotated[str, Meta(pattern=NO_NUL_PATTERN, max_length=LABEL_CHARS_MAX)]
+Document = Annotated[str, Meta(pattern=NO_NUL_PATTERN, max_length=DOCUMENT_CHARS_MAX)]
+Content = Annotated[str, Meta(pattern=NO_NUL_PATTERN, min_length=1)]
 Sequence = Annotated[int, Meta(ge=0, le=SEQUENCE_MAX)]
 Timestamp = Annotated[
     str,

@@ -7,14 +7,12 @@ keeps it to one pass over the headers and no Request object.
 from typing import Any
 
 import msgspec
-from litestar import asgi
 from litestar.datastructures.headers import Accept
-from litestar.types import Receive, Scope, Send
+from litestar.types import HTTPScope, Receive, Send
 
-from contextd.core.errors import InvalidRequest, MethodNotAllowed
+from contextd.core.errors import InvalidRequest
 from contextd.core.message import Pull, RangePull
 from contextd.core.values import SEQUENCE_MAX
-from contextd.http.problems import problem_response
 from contextd.http.query import check_path, number, parse_query, whole_number
 from contextd.service import Content
 from contextd.service.content import is_final
@@ -35,25 +33,30 @@ _TYPES = {
 _encode = msgspec.json.Encoder().encode
 
 
-@asgi("/contexts/{context_id:str}/messages/{message_id:str}/content", copy_scope=False)
-async def pull_content(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers GET and HEAD."""
-    if scope["method"] not in ("GET", "HEAD"):  # type: ignore[typeddict-item]
-        refusal = MethodNotAllowed("Only GET and HEAD are possible here.")
-        response = problem_response(refusal, {"allow": "GET, HEAD"})
-        await response.to_asgi_response(app=None, request=None)(scope, receive, send)  # type: ignore[arg-type]
-        return
-    context_id, message_id = scope["path_params"]["context_id"], scope["path_params"]["message_id"]
-    start, end, wait_s = _range(scope["query_string"])
-    content: Content = scope["litestar_app"].state.content
-    found = content.live(context_id, message_id, start, end)
-    if found is None or wait_s:
-        check_path(scope["path_params"])
-        if wait_s:
-            found = await content.wait(context_id, message_id, start=start, end=end, wait_s=wait_s)
-        else:
-            found = await content.pull(context_id, message_id, start=start, end=end)
-    await _answer(scope, send, content.database_id, start, end, bool(wait_s), found)
+class PullContent:
+    """Answers GET and HEAD of `/contexts/{context_id}/messages/{message_id}/content`."""
+
+    methods = "GET, HEAD"
+
+    def __init__(self, content: Content) -> None:
+        self._content = content
+
+    async def __call__(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
+        """`scope["path_params"]` holds the two ids. Raises `ContextdError` before it answers."""
+        path = scope["path_params"]
+        context_id, message_id = path["context_id"], path["message_id"]
+        content = self._content
+        start, end, wait_s = _range(scope["query_string"])
+        found = None if wait_s else content.live(context_id, message_id, start, end)
+        if found is None:
+            check_path(path)
+            if wait_s:
+                found = await content.wait(
+                    context_id, message_id, start=start, end=end, wait_s=wait_s
+                )
+            else:
+                found = await content.pull(context_id, message_id, start=start, end=end)
+        await _answer(scope, send, content.database_id, start, end, bool(wait_s), found)
 
 
 def _range(raw: bytes) -> tuple[int, int | None, float]:
@@ -73,7 +76,7 @@ def _range(raw: bytes) -> tuple[int, int | None, float]:
 
 
 async def _answer(
-    scope: Scope,
+    scope: HTTPScope,
     send: Send,
     database_id: str,
     start: int,
@@ -108,7 +111,7 @@ async def _answer(
         fields += _positions(end, final, found)
     fields.append((b"content-length", b"%d" % len(body)))
     await send({"type": "http.response.start", "status": 200, "headers": fields})
-    if scope["method"] == "HEAD":  # type: ignore[typeddict-item]
+    if scope["method"] == "HEAD":
         body = b""
     await send({"type": "http.response.body", "body": body, "more_body": False})
 

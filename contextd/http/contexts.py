@@ -4,7 +4,7 @@ from typing import Annotated
 
 from litestar import Response, Router, delete, get, patch, post
 from litestar.di import NamedDependency
-from litestar.params import FromPath, JSONBody, QueryParameter
+from litestar.params import Body, FromPath, JSONBody, QueryParameter
 
 from contextd.core.context import Context, ContextPage, ContextPatch, ContextRequest
 from contextd.core.machine import State
@@ -14,10 +14,11 @@ from contextd.service import Contexts
 
 @post("/contexts", responses=refuses(400, 409, 413, 415), status_code=201)
 async def create_context(
-    contexts: NamedDependency[Contexts], data: JSONBody[ContextRequest]
+    contexts: NamedDependency[Contexts],
+    data: Annotated[ContextRequest | None, Body()] = None,
 ) -> Response[Context]:
     """Creates a context; everything in the body is optional. The same id and body again: 200."""
-    context, created = await contexts.create(data)
+    context, created = await contexts.create(data or ContextRequest())
     return Response(
         context,
         status_code=201 if created else 200,

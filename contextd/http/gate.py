@@ -15,7 +15,7 @@ from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from contextd.core.errors import ContextdError, Forbidden, ShuttingDown
-from contextd.http.problems import PROBLEM_MEDIA_TYPE, problem
+from contextd.http.problems import send_problem
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 LOOPBACK_ORIGIN = r"https?://(?:localhost|127\.0\.0\.1|\[::1\])(?::\d{1,5})?"
@@ -56,7 +56,7 @@ class Gate:
             else:
                 await self._app(scope, receive, _sharing(send, origin))
         elif scope["type"] == ScopeType.HTTP:
-            await _refuse(send, refusal)
+            await send_problem(send, refusal)
         else:
             await send({"type": "websocket.close", "code": 4403, "reason": refusal.code})
 
@@ -117,15 +117,3 @@ def _sharing(send: Send, origin: bytes) -> Send:
         await send(message)
 
     return sharing_send
-
-
-async def _refuse(send: Send, refusal: ContextdError) -> None:
-    status, body, headers = problem(refusal)
-    fields = [(name.encode(), value.encode()) for name, value in headers.items()]
-    fields += [
-        (b"content-type", PROBLEM_MEDIA_TYPE.encode()),
-        (b"content-length", str(len(body)).encode()),
-        (b"cache-control", b"no-store"),
-    ]
-    await send({"type": "http.response.start", "status": status, "headers": fields})
-    await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -8,7 +8,7 @@ import msgspec
 import structlog
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, SerializationException, ValidationException
-from litestar.types import ExceptionHandlersMap
+from litestar.types import ExceptionHandlersMap, Send
 
 from contextd.core.errors import (
     BranchNotFound,
@@ -33,6 +33,7 @@ from contextd.core.errors import (
     TurnNotFound,
     UnsupportedMediaType,
 )
+from contextd.core.values import ID_PATTERN, NO_NUL_PATTERN, WORD_PATTERN
 
 log = structlog.get_logger(__name__)
 
@@ -93,6 +94,22 @@ def problem_response(
     )
 
 
+async def send_problem(
+    send: Send, error: ContextdError, extra: Mapping[str, str] | None = None
+) -> None:
+    """A refusal where no framework stands between."""
+    status, body, headers = problem(error)
+    headers |= {
+        "content-type": PROBLEM_MEDIA_TYPE,
+        "content-length": str(len(body)),
+        "cache-control": "no-store",
+        **(extra or {}),
+    }
+    fields = [(name.encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": status, "headers": fields})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
 def _on_refusal(_: Request[Any, Any, Any], error: ContextdError) -> Response[bytes]:
     return problem_response(error)
 
@@ -126,18 +143,33 @@ def _on_defect(request: Request[Any, Any, Any], error: Exception) -> Response[by
 
 _UNKNOWN_FIELD = re.compile(r"unknown field `([^`]*)`")
 _MISSING_FIELD = re.compile(r"missing required field `([^`]*)`")
+_PATTERNS = {
+    repr(ID_PATTERN): "must be 1 to 64 of A-Z a-z 0-9 _ . : -",
+    repr(WORD_PATTERN): "must be a lower-case word",
+    repr(NO_NUL_PATTERN): "must not contain U+0000",
+}
 _AT = re.compile(r" - at `\$\.?([^`]*)`$")
 
 
 def explain(message: str, fallback: str = "body") -> FieldError:
     """msgspec's sentence, with the field that it is about by itself."""
     place = _AT.search(message)
-    where = place.group(1) if place else ""
+    where = (place.group(1) if place else "").removeprefix("data").removeprefix(".")
     text = _AT.sub("", message)
     for pattern in (_UNKNOWN_FIELD, _MISSING_FIELD):
         if named := pattern.search(text):
-            where = f"{where}.{named.group(1)}" if where else named.group(1)
-    return FieldError(field=where or fallback, message=text)
+            named_field = named.group(1)
+            if named_field != "data":  # the body itself, by Litestar's name for it
+                where = f"{where}.{named_field}" if where else named_field
+    return FieldError(field=where or fallback, message=_plainly(text))
+
+
+def _plainly(message: str) -> str:
+    """Patterns in words."""
+    for pattern, words in _PATTERNS.items():
+        if pattern in message:
+            return words
+    return message
 
 
 def _field_errors(error: HTTPException) -> list[FieldError]:
@@ -148,12 +180,20 @@ def _field_errors(error: HTTPException) -> list[FieldError]:
         if isinstance(cause, msgspec.DecodeError | SerializationException):
             return [FieldError(field="body", message="not valid JSON")]
         cause = cause.__cause__
-    if isinstance(error, ValidationException) and isinstance(error.extra, list):
+    if isinstance(error, ValidationException) and isinstance(error.extra, list) and error.extra:
         return [
-            FieldError(field=str(entry.get("key") or "body"), message=str(entry.get("message", "")))
+            FieldError(
+                field=_field_name(str(entry.get("key") or "")),
+                message=_plainly(str(entry.get("message", ""))),
+            )
             for entry in error.extra
-        ] or [FieldError(field="request", message=error.detail)]
+        ]
     return [FieldError(field="request", message=error.detail)]
+
+
+def _field_name(key: str) -> str:
+    """Litestar calls the body `data`."""
+    return key.removeprefix("data").removeprefix(".") or "body"
 
 
 EXCEPTION_HANDLERS: ExceptionHandlersMap = {

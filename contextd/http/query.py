@@ -17,6 +17,7 @@ from contextd.core.errors import (
     MessageNotFound,
     NotFound,
     TurnNotFound,
+    UnsupportedMediaType,
 )
 from contextd.core.values import ID_PATTERN, SEQUENCE_MAX
 
@@ -27,7 +28,8 @@ _MISSING: Mapping[str, type[Any]] = {
     "message_id": MessageNotFound,
     "turn_id": TurnNotFound,
 }
-_NOT_QUERY = frozenset({"request", "data", "return"})
+JSON_TYPES = frozenset({"application/json", "application/merge-patch+json"})
+_NOT_QUERY = frozenset({"request", "data", "state"})
 _REPEATABLE = frozenset({"state"})
 
 
@@ -95,9 +97,28 @@ def check_request(
     if not isinstance(handler, HTTPRouteHandler):
         return
     check_path(connection.path_params)
+    _check_media_type(connection)
     raw = connection.scope["query_string"]
     if raw:
-        declared = handler.parsed_fn_signature.parameters.keys() - _NOT_QUERY
-        parse_query(
-            raw, declared - connection.path_params.keys() - handler.resolve_dependencies().keys()
-        )
+        parse_query(raw, _declared(handler) - connection.path_params.keys())
+
+
+def _declared(handler: HTTPRouteHandler) -> set[str]:
+    """The names of the handler's query parameters (and of its path's)."""
+    fields = handler.parsed_fn_signature.parameters.values()
+    given = _NOT_QUERY | handler.resolve_dependencies().keys()
+    return {
+        getattr(field.kwarg_definition, "name", None) or field.name
+        for field in fields
+        if field.name not in given
+    }
+
+
+def _check_media_type(connection: ASGIConnection[Any, Any, Any, Any]) -> None:
+    """A body that is not said to be JSON is not guessed at. Raises `UnsupportedMediaType`."""
+    headers = connection.headers
+    if headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers:
+        return
+    media_type = (headers.get("content-type") or "").partition(";")[0].strip().lower()
+    if media_type not in JSON_TYPES:
+        raise UnsupportedMediaType("The body must be application/json.")

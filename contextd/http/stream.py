@@ -11,11 +11,9 @@ from contextlib import aclosing
 from typing import Literal, cast
 
 import msgspec
-from litestar import asgi
-from litestar.types import Receive, Scope, Send
+from litestar.types import HTTPScope, Receive, Send
 
-from contextd.core.errors import InvalidRequest, MethodNotAllowed
-from contextd.http.problems import problem_response
+from contextd.core.errors import InvalidRequest
 from contextd.http.query import check_path, number, parse_query, whole_number
 from contextd.service import Streams
 from contextd.settings import Settings
@@ -41,36 +39,36 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
     cursor: str | None
 
 
-@asgi("/contexts/{context_id:str}/stream", copy_scope=False)
-async def stream_signals(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers GET until the reader goes, the context is deleted, or the server stops."""
-    if scope["method"] != "GET":  # type: ignore[typeddict-item]
-        response = problem_response(
-            MethodNotAllowed("Only GET is possible here."), {"allow": "GET"}
+class StreamSignals:
+    """Answers GET of `/contexts/{context_id}/stream` until the reader goes or the stream ends."""
+
+    methods = "GET"
+
+    def __init__(self, streams: Streams, settings: Settings) -> None:
+        self._streams = streams
+        self._settings = settings
+
+    async def __call__(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
+        """`scope["path_params"]` holds the id. Raises `ContextdError` before it answers."""
+        check_path(scope["path_params"])
+        options = _options(scope, self._settings)
+        context_id = scope["path_params"]["context_id"]
+        reader = self._streams.subscribe(
+            context_id,
+            throttle_s=options.throttle_s,
+            heartbeat_s=options.heartbeat_s,
+            named=options.framing == "named",
         )
-        await response.to_asgi_response(app=None, request=None)(scope, receive, send)  # type: ignore[arg-type]
-        return
-    check_path(scope["path_params"])
-    state = scope["litestar_app"].state
-    options = _options(scope, state.settings)
-    streams: Streams = state.streams
-    context_id = scope["path_params"]["context_id"]
-    reader = streams.subscribe(
-        context_id,
-        throttle_s=options.throttle_s,
-        heartbeat_s=options.heartbeat_s,
-        named=options.framing == "named",
-    )
-    try:
-        async with aclosing(streams.attach(reader, context_id, options.cursor)) as blocks:
-            first = await anext(blocks)  # an unknown context is a 404, before the stream starts
-            await _run(scope, receive, send, reader, first, blocks)
-    finally:
-        reader.close()
+        try:
+            async with aclosing(self._streams.attach(reader, context_id, options.cursor)) as blocks:
+                first = await anext(blocks)  # an unknown context is a 404, before the stream starts
+                await _run(scope, receive, send, reader, first, blocks)
+        finally:
+            reader.close()
 
 
 async def _run(
-    scope: Scope,
+    scope: HTTPScope,
     receive: Receive,
     send: Send,
     reader: Reader,
@@ -113,12 +111,12 @@ async def _until_gone(receive: Receive, reader: Reader) -> None:
     reader.close()
 
 
-def _transport(scope: Scope) -> asyncio.Transport | None:
+def _transport(scope: HTTPScope) -> asyncio.Transport | None:
     """What the server's protocol left in the scope; None under another server."""
     return cast("asyncio.Transport | None", scope.get("contextd.transport"))
 
 
-def _limit_buffers(scope: Scope) -> None:
+def _limit_buffers(scope: HTTPScope) -> None:
     transport = _transport(scope)
     if transport is None:
         return
@@ -128,7 +126,7 @@ def _limit_buffers(scope: Scope) -> None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
 
 
-def _options(scope: Scope, settings: Settings) -> StreamOptions:
+def _options(scope: HTTPScope, settings: Settings) -> StreamOptions:
     """Raises `InvalidRequest` naming the parameter that is wrong."""
     values = parse_query(scope["query_string"], PARAMETERS)
     framing = values.get("framing", "unnamed")

@@ -15,23 +15,23 @@ hub's wheel: for its next track, its next heartbeat, or the end of patience with
 
 import asyncio
 from collections.abc import Callable, Sequence
-from heapq import heappop, heappush
-from typing import Final, Protocol, TypeAlias
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Final, TypeAlias
 
 from contextd.signals.frames import (
     Closing,
     Completion,
     Delta,
-    Frame,
     Head,
     Heartbeats,
-    Level,
     Progress,
     Standing,
     State,
     encode,
     signal_of,
 )
+from contextd.signals.wheel import Wheel
 
 Change: TypeAlias = Head | Closing
 
@@ -42,135 +42,33 @@ BLOCK_FRAMES_MAX: Final = 256
 _NEVER: Final = float("inf")
 _AT_ONCE: Final = float("-inf")
 _NOTHING: Final = -1
+_revision = attrgetter("revision")
 
 
+@dataclass(slots=True)
 class Stats:
     """What the hub has done since it was made, for metrics."""
 
-    __slots__ = ("blocks_sent", "frames_sent", "gaps", "merged", "slow_disconnects")
-
-    def __init__(self) -> None:
-        self.blocks_sent = 0
-        self.frames_sent = 0
-        self.gaps = 0
-        self.merged = 0
-        self.slow_disconnects = 0
+    blocks_sent: int = 0
+    frames_sent: int = 0
+    gaps: int = 0
+    merged: int = 0
+    slow_disconnects: int = 0
 
 
-class Sleeper(Protocol):
-    """Whoever can be woken by the wheel; `alarm` belongs to the wheel, 0 when none is set."""
-
-    alarm: int
-
-    def ring(self, now: float) -> None:
-        """The alarm has come, and is no longer set."""
-
-
-class Wheel:
-    """Alarms in buckets of one tick, with one timer of the loop for all of them.
-
-    A sleeper has at most one alarm, and it only ever moves earlier; so nothing stale stays behind.
-    """
-
-    def __init__(self, clock: Callable[[], float], tick_s: float) -> None:
-        self._clock = clock
-        self._tick_s = tick_s
-        self._buckets: dict[int, set[Sleeper]] = {}
-        self._ticks: list[int] = []  # a heap of the buckets' ticks
-        self._past = int(clock() // tick_s)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_tick = 0
-
-    def start(self) -> None:
-        """Ring by the running loop's time from now on; without it the owner calls `advance`."""
-        self._loop = asyncio.get_running_loop()
-        self._set_timer()
-
-    def stop(self) -> None:
-        """Ring no more."""
-        self._loop = None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def arm(self, sleeper: Sleeper, at: float) -> None:
-        """Ring `sleeper` at `at` seconds of the clock or within a tick after it, if not earlier."""
-        # Never a tick that has passed, or a time just missed would ring again and again in one go.
-        tick = max(int(-(-at // self._tick_s)), self._past + 1)
-        if sleeper.alarm:
-            if sleeper.alarm <= tick:
-                return
-            self.disarm(sleeper)
-        sleeper.alarm = tick
-        bucket = self._buckets.get(tick)
-        if bucket is None:
-            bucket = self._buckets[tick] = set()
-            heappush(self._ticks, tick)
-            if self._loop is not None and (self._timer is None or tick < self._timer_tick):
-                self._set_timer()
-        bucket.add(sleeper)
-
-    def disarm(self, sleeper: Sleeper) -> None:
-        """Forget the alarm, if there is one."""
-        bucket = self._buckets.get(sleeper.alarm)
-        if bucket is not None:
-            bucket.discard(sleeper)
-        sleeper.alarm = 0
-
-    def advance(self) -> None:
-        """Ring everything whose tick has come."""
-        now = self._clock()
-        self._past = max(self._past, int(now // self._tick_s))
-        while self._ticks and self._ticks[0] <= self._past:
-            bucket = self._buckets.pop(heappop(self._ticks))
-            for sleeper in bucket:
-                sleeper.alarm = 0
-            for sleeper in bucket:
-                sleeper.ring(now)
-
-    def _run(self) -> None:
-        self._timer = None
-        self.advance()
-        self._set_timer()
-
-    def _set_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._loop is not None and self._ticks:
-            self._timer_tick = self._ticks[0]
-            delay_s = max(0.0, self._timer_tick * self._tick_s - self._clock())
-            self._timer = self._loop.call_later(delay_s, self._run)
-
-
+@dataclass(slots=True, kw_only=True)
 class Desk:
     """What all readers of one hub share."""
 
-    __slots__ = (
-        "clock", "forget", "gap", "heartbeats", "now_ms", "pending_max", "slow_s", "stats", "wheel",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        *,
-        clock: Callable[[], float],
-        now_ms: Callable[[], int],
-        wheel: Wheel,
-        slow_s: float,
-        pending_max: int,
-        forget: "Callable[[Reader], None]",
-        gap: Callable[[str], None],
-    ) -> None:
-        self.clock = clock
-        self.now_ms = now_ms
-        self.wheel = wheel
-        self.slow_s = slow_s
-        self.pending_max = pending_max
-        self.forget = forget
-        self.gap = gap
-        self.heartbeats = Heartbeats()
-        self.stats = Stats()
+    clock: Callable[[], float]
+    now_ms: Callable[[], int]
+    wheel: Wheel
+    slow_s: float
+    pending_max: int
+    forget: "Callable[[Reader], None]"
+    ask: Callable[[str], None]
+    heartbeats: Heartbeats = field(default_factory=Heartbeats)
+    stats: Stats = field(default_factory=Stats)
 
 
 class _Track:
@@ -245,7 +143,8 @@ class Reader:
     @property
     def ending(self) -> bool:
         """The stream should end: leave the replay where it is, `take` gives what is still to be said."""
-        return self._over or self._farewell is not None or _is_last(self._state, self._later)
+        said = self._over or self._farewell is not None
+        return said or _last_of(self._state, self._later) is not None
 
     def replay(self, changes: Sequence[Change], *, up_to: int | None) -> bytes:
         """One page of what changed since the cursor, by revision; its last frame carries `up_to`."""
@@ -275,7 +174,7 @@ class Reader:
         self._live = True
         self._progress.anchor(standing.revision)
         if self._progress.gap:
-            self._desk.gap(self.context_id)
+            self._desk.ask(self.context_id)
         return self._hand_over(frames, now)
 
     async def take(self) -> bytes | None:
@@ -287,18 +186,17 @@ class Reader:
         while not self._over:
             now = self._desk.clock()
             frames = self._collect(now) if self._live else []
-            if self._ends(frames):
-                self._over = True
+            self._add_ending(frames)
+            if self._live and not frames and now >= self._sent_at + self._heartbeat_s:
+                frames.append(self._heartbeat())
+            if frames:
                 return self._hand_over(frames, now)
-            if self._live:
-                if not frames and now >= self._sent_at + self._heartbeat_s:
-                    frames.append(self._heartbeat())
-                if frames:
-                    block = self._hand_over(frames, now)
-                    self._desk.wheel.arm(self, min(self._next_due, now + self._heartbeat_s))
-                    return block
-                self._desk.wheel.arm(self, min(self._next_due, self._sent_at + self._heartbeat_s))
-            await self._sleep()
+            self._set_alarm(now)
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
         return None
 
     def sent(self) -> None:
@@ -378,18 +276,14 @@ class Reader:
         """The wheel's alarm: a track or a heartbeat is due, or a send has taken too long."""
         if self._closed:
             return
-        desk = self._desk
         if self._handed_at is not None:
-            if now - self._handed_at >= desk.slow_s:
+            if now - self._handed_at >= self._desk.slow_s:
                 self._give_up()
-            else:
-                desk.wheel.arm(self, self._handed_at + desk.slow_s)
-        elif self._waiter is None or not self._live:
-            desk.wheel.arm(self, now + desk.slow_s)
-        elif min(self._next_due, self._sent_at + self._heartbeat_s) <= now:
+                return
+        elif self._waiter is not None and self._due_at() <= now:
             self._wake()
-        else:
-            desk.wheel.arm(self, min(self._next_due, self._sent_at + self._heartbeat_s))
+            return
+        self._set_alarm(now)
 
     # Pages.
 
@@ -436,6 +330,7 @@ class Reader:
     def _collect(self, now: float) -> list[bytes]:
         """What is due: deltas, completions, then the state, the last of them with an id if one is."""
         if not self._dirty:
+            self._held = self._next_due = _NEVER
             return self._with_id(self._states(), _NEVER)
         frames, done, unsent = self._sweep(now)
         full = len(frames) + len(done) >= BLOCK_FRAMES_MAX
@@ -509,15 +404,14 @@ class Reader:
                 frames[-1] = self._progress.id_line(self._cursor) + frames[-1]
         return frames
 
-    def _ends(self, frames: list[bytes]) -> bool:
-        """Whether the stream ends with this block; adds what there is to say to the end."""
+    def _add_ending(self, frames: list[bytes]) -> None:
+        """Add what there is to say to the end, if the stream ends here."""
         if self._farewell is not None:
             frames.append(self._farewell)
-            return True
-        if not self._live and (state := _last_of(self._state, self._later)) is not None:
+            self._over = True
+        elif not self._live and (state := _last_of(self._state, self._later)) is not None:
             frames.append(state.data(self._named))
-            return True
-        return self._over
+            self._over = True
 
     def _heartbeat(self) -> bytes:
         return self._desk.heartbeats.data(self._desk.now_ms(), named=self._named)
@@ -526,6 +420,8 @@ class Reader:
         if not frames:
             return b""
         self._handed_at = self._sent_at = now
+        if not self.alarm:
+            self._set_alarm(now)
         stats = self._desk.stats
         stats.blocks_sent += 1
         stats.frames_sent += len(frames)
@@ -533,12 +429,19 @@ class Reader:
 
     # Sleeping and waking.
 
-    async def _sleep(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+    def _due_at(self) -> float:
+        """When a reader that waits is to be woken, if nothing comes before."""
+        if not self._live:
+            return _NEVER
+        return min(self._next_due, self._sent_at + self._heartbeat_s)
+
+    def _set_alarm(self, now: float) -> None:
+        """For what is due next, or for the look at a send that may hang."""
+        since = now if self._handed_at is None else self._handed_at
+        at = since + self._desk.slow_s
+        if self._handed_at is None:
+            at = min(at, self._due_at())
+        self._desk.wheel.arm(self, at)
 
     def _wake(self) -> None:
         waiter = self._waiter
@@ -565,16 +468,8 @@ class Reader:
             self.on_stuck()
 
 
-def _revision(frame: Completion) -> int:
-    return frame.revision
-
-
 def _last_of(*states: State | None) -> State | None:
     return next((state for state in states if state is not None and state.last), None)
-
-
-def _is_last(*states: State | None) -> bool:
-    return _last_of(*states) is not None
 
 
 def _is_covered(track: _Track, is_open: bool, revision: int) -> bool:  # noqa: FBT001
@@ -584,6 +479,3 @@ def _is_covered(track: _Track, is_open: bool, revision: int) -> bool:  # noqa: F
     if is_open:
         return False
     return track.head is None or track.head.opened_revision <= revision
-
-
-__all__ = ["Change", "Frame", "Level", "Reader", "Stats", "Wheel"]

@@ -142,7 +142,9 @@ class _FileMarks:
     async def open(self) -> None:
         if sys.platform == "win32":
             raise _NoLocksError
-        for path in (self._gate_path, self._mark_path):
+        # Mark first, here and in `close`, because a dying process closes its files in this order:
+        # who then finds the gate free finds the mark free as well.
+        for path in (self._mark_path, self._gate_path):
             self._files[path] = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
 
     async def try_gate(self) -> bool:
@@ -159,8 +161,8 @@ class _FileMarks:
         os.close(self._files.pop(self._gate_path))
 
     async def close(self) -> None:
-        while self._files:
-            os.close(self._files.popitem()[1])
+        for path in tuple(self._files):
+            os.close(self._files.pop(path))
 
     def _lock(self, path: Path, *, alone: bool) -> bool:
         if sys.platform == "win32":

@@ -6,48 +6,28 @@ Tests change `faults` and call `append`, `close` and `set_state`; what was asked
 
 import asyncio
 import json
+import logging
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
-AT = "2026-01-02T03:04:05.678Z"
-
-
-@dataclass
-class FakeMessage:
-    id: str
-    role: str
-    kind: str
-    turn_id: str | None = None
-    chunks: list[str] = field(default_factory=list)
-    status: str = "streaming"
-    revision: int = 0
-
-    @property
-    def text(self) -> str:
-        return "".join(self.chunks)
-
-
-@dataclass
-class FakeTurn:
-    id: str
-    text: str
-    status: str = "queued"
-    error: dict[str, str] | None = None
-    message_ids: list[str] = field(default_factory=list)
-
-
-@dataclass
-class FakeContext:
-    id: str
-    title: str | None = None
-    state: str = "idle"
-    revision: int = 1
-    messages: dict[str, FakeMessage] = field(default_factory=dict)
-    turns: dict[str, FakeTurn] = field(default_factory=dict)
-    readers: set["asyncio.Queue[dict[str, Any] | None]"] = field(default_factory=set)
+import uvicorn
+from fake_wire import (
+    AT,
+    FakeContext,
+    FakeMessage,
+    FakeTurn,
+    Request,
+    context_json,
+    entry_json,
+    message_json,
+    signal_json,
+    state_json,
+    turn_json,
+)
 
 
 @dataclass
@@ -104,19 +84,19 @@ class FakeContextd:
             context.messages[id_] = message
             self._touch(context, message)
         message.chunks += texts
-        self._tell(context, self._signal(context, message))
+        self._tell(context, signal_json(context, message))
         return message
 
     def close(self, context: FakeContext, id_: str, status: str = "completed") -> None:
         message = context.messages[id_]
         message.status = status
         self._touch(context, message)
-        self._tell(context, self._signal(context, message))
+        self._tell(context, signal_json(context, message))
 
     def set_state(self, context: FakeContext, state: str) -> None:
         context.state = state
         self._touch(context)
-        self._tell(context, self._state(context))
+        self._tell(context, state_json(context))
 
     def delete(self, context: FakeContext) -> None:
         del self.contexts[context.id]
@@ -151,7 +131,7 @@ class FakeContextd:
             case "POST", ["contexts"]:
                 context = self.add(request.body.get("id", f"c{len(self.contexts)}"))
                 context.title = request.body.get("title")
-                await request.answer(201, self._context(context))
+                await request.answer(201, context_json(context))
             case _, ["contexts", id_, *_] if id_ not in self.contexts:
                 await request.refuse(404, "context_not_found", "There is no such context here.")
             case _, ["contexts", id_, *rest]:
@@ -164,7 +144,7 @@ class FakeContextd:
     ) -> None:
         match request.method, rest:
             case "GET", []:
-                await request.answer(200, self._context(context))
+                await request.answer(200, context_json(context))
             case "DELETE", []:
                 self.delete(context)
                 await request.answer(204, None)
@@ -177,16 +157,16 @@ class FakeContextd:
             case "GET", ["messages", id_, *_] if id_ not in context.messages:
                 await request.refuse(404, "message_not_found", "There is no such message here.")
             case "GET", ["messages", id_]:
-                await request.answer(200, self._message(context, context.messages[id_]))
+                await request.answer(200, message_json(context, context.messages[id_]))
             case "GET", ["messages", id_, "content"]:
                 await self._content(request, context, context.messages[id_])
             case "GET", ["turns"]:
-                items = [self._turn(context, turn) for turn in context.turns.values()]
+                items = [turn_json(context, turn) for turn in context.turns.values()]
                 await request.answer(200, {"items": items, "next_cursor": None})
             case "GET", ["turns", id_]:
-                await request.answer(200, self._turn(context, context.turns[id_]))
+                await request.answer(200, turn_json(context, context.turns[id_]))
             case "GET", ["transitions"]:
-                await request.answer(200, {"items": [self._entry(context)], "next_cursor": None})
+                await request.answer(200, {"items": [entry_json(context)], "next_cursor": None})
             case "POST", ["cancel"]:
                 await request.answer(200, self._cancel(context, None))
             case "POST", ["turns", id_, "cancel"]:
@@ -201,13 +181,13 @@ class FakeContextd:
         wanted = request.query.get("state")
         every = [c for c in self.contexts.values() if not wanted or c.state in wanted]
         items, next_cursor = self._page(request, every)
-        found = [self._context(context) for context in items]
+        found = [context_json(context) for context in items]
         await request.answer(200, {"items": found, "next_cursor": next_cursor})
 
     async def _messages(self, request: "Request", context: FakeContext) -> None:
         items, next_cursor = self._page(request, list(context.messages.values()))
         page = {
-            "items": [self._message(context, message) for message in items],
+            "items": [message_json(context, message) for message in items],
             "next_cursor": next_cursor,
             "revision": context.revision,
             "stream_cursor": f"f-{context.revision}",
@@ -399,7 +379,8 @@ class FakeContextd:
             if told is None or sent == end:
                 await request.more(b"retry: 1\n\n", last=True)
                 return
-            id_ = f"id: f-{told['revision']}\n" if "revision" in told and not snapshot else ""
+            whole = not snapshot or told["type"] == "state_changed"
+            id_ = f"id: f-{told['revision']}\n" if "revision" in told and whole else ""
             frame = f"{id_}data: {json.dumps(told)}\n\n".encode()
             await request.more(frame * self.faults.repeat)
             sent += 1
@@ -416,10 +397,8 @@ class FakeContextd:
             if cursor or message.role != "user"
         ]
         changed.sort(key=lambda message: message.revision)
-        signals = [self._signal(context, message) for message in changed]
-        return [*signals, self._state(context), {"type": "heartbeat", "timestamp": AT}]
-
-    # Facts as JSON.
+        signals = [signal_json(context, message) for message in changed]
+        return [*signals, state_json(context), {"type": "heartbeat", "timestamp": AT}]
 
     def _touch(self, context: FakeContext, message: FakeMessage | None = None) -> None:
         context.revision += 1
@@ -438,148 +417,33 @@ class FakeContextd:
         for queue in context.readers:
             queue.put_nowait(None)
 
-    def _state(self, context: FakeContext) -> dict[str, Any]:
-        return {
-            "type": "state_changed",
-            "context_id": context.id,
-            "new_state": context.state,
-            "revision": context.revision,
-            "record_revision": 1,
-            "timestamp": AT,
-        }
 
-    def _signal(self, context: FakeContext, message: FakeMessage) -> dict[str, Any]:
-        facts = {
-            "context_id": context.id,
-            "message_id": message.id,
-            "role": message.role,
-            "kind": message.kind,
-            "timestamp": AT,
-        }
-        if message.status == "streaming":
-            return facts | {"type": "content_delta", "current_sequence": len(message.chunks)}
-        return facts | {
-            "type": "message_completed",
-            "final_sequence": len(message.chunks),
-            "status": message.status,
-            "revision": message.revision,
-        }
+class _Server(uvicorn.Server):
+    """Says when it accepts connections."""
 
-    def _context(self, context: FakeContext) -> dict[str, Any]:
-        return {
-            "id": context.id,
-            "title": context.title,
-            "state": context.state,
-            "state_detail": {},
-            "revision": context.revision,
-            "record_revision": 1,
-            "stream_cursor": f"f-{context.revision}",
-            "mode": "act",
-            "active_branch": "main",
-            "system_prompt": None,
-            "provider": "scripted",
-            "model": None,
-            "tools": [],
-            "approval_policy": {},
-            "on_busy": "enqueue",
-            "metadata": {},
-            "message_count": len(context.messages),
-            "open_messages": [],
-            "pending_tool_calls": [],
-            "queued_messages": 0,
-            "can_send": True,
-            "created_at": AT,
-            "updated_at": AT,
-            "some_field_of_the_future": 1,
-        }
+    def __init__(self, app: FakeContextd) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app, host="127.0.0.1", port=0, lifespan="off", log_level="critical", ws="none"
+            )
+        )
+        self.ready = asyncio.Event()
 
-    def _message(self, context: FakeContext, message: FakeMessage) -> dict[str, Any]:
-        closed = message.status != "streaming"
-        return {
-            "id": message.id,
-            "context_id": context.id,
-            "turn_id": message.turn_id,
-            "parent_id": None,
-            "role": message.role,
-            "kind": message.kind,
-            "status": message.status,
-            "current_sequence": len(message.chunks),
-            "final_sequence": len(message.chunks) if closed else None,
-            "media_type": "text/plain",
-            "finish_reason": None,
-            "usage": None,
-            "error": None,
-            "metadata": {},
-            "client_metadata": {},
-            "stats": None,
-            "created_at": AT,
-            "completed_at": AT if closed else None,
-        }
-
-    def _turn(self, context: FakeContext, turn: FakeTurn) -> dict[str, Any]:
-        return {
-            "id": turn.id,
-            "context_id": context.id,
-            "branch": "main",
-            "status": turn.status,
-            "attempt": 1,
-            "retry_of": None,
-            "started_at": AT,
-            "ended_at": None,
-            "first_chunk_ms": None,
-            "phases": {},
-            "message_ids": turn.message_ids,
-            "usage": None,
-            "error": turn.error,
-        }
-
-    def _entry(self, context: FakeContext) -> dict[str, Any]:
-        return {
-            "revision": context.revision,
-            "turn_id": None,
-            "trigger": "finish",
-            "from_state": "processing_llm_response",
-            "to_state": "idle",
-            "at": AT,
-            "duration_ms": 3,
-            "detail": {},
-        }
+    async def startup(self, sockets: Any = None) -> None:
+        await super().startup(sockets)
+        self.ready.set()
 
 
-@dataclass
-class Request:
-    scope: dict[str, Any]
-    path: list[str]
-    query: dict[str, list[str]]
-    body: dict[str, Any]
-    send: Any
-    receive: Any
-
-    @property
-    def method(self) -> str:
-        return str(self.scope["method"])
-
-    def header(self, name: str) -> str | None:
-        return next((v.decode() for k, v in self.scope["headers"] if k.decode() == name), None)
-
-    async def begin(self, status: int, type_: str, headers: dict[str, str] | None = None) -> None:
-        pairs = {"content-type": type_, **(headers or {})}
-        raw = [(name.encode(), value.encode()) for name, value in pairs.items()]
-        await self.send({"type": "http.response.start", "status": status, "headers": raw})
-
-    async def more(self, body: bytes, *, last: bool = False) -> None:
-        await self.send({"type": "http.response.body", "body": body, "more_body": not last})
-
-    async def answer(self, status: int, body: Any) -> None:
-        await self.begin(status, "application/json")
-        await self.more(b"" if body is None else json.dumps(body).encode(), last=True)
-
-    async def refuse(self, status: int, code: str, detail: str, retry_after: str = "") -> None:
-        headers = {"retry-after": retry_after} if retry_after else {}
-        await self.begin(status, "application/problem+json", headers)
-        problem = {"type": code, "status": status, "code": code, "detail": detail}
-        await self.more(json.dumps(problem).encode(), last=True)
-
-    async def gone(self) -> None:
-        while (await self.receive())["type"] != "http.disconnect":
-            pass
+@asynccontextmanager
+async def serving(app: FakeContextd) -> AsyncIterator[FakeContextd]:
+    """`app` on a free loopback port, which its `url` names."""
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL + 1)  # it is told to cut answers
+    server = _Server(app)
+    task = asyncio.create_task(server._serve())
+    await server.ready.wait()
+    app.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    try:
+        yield app
+    finally:
+        server.should_exit = server.force_exit = True
+        await task

@@ -69,13 +69,17 @@ def test_the_largest_signal_is_under_a_kilobyte_and_no_signal_has_a_field_for_te
 
 def test_settings_come_from_the_environment_and_overrides_win() -> None:
     """§12: every option is also CONTEXTD_…; an empty variable counts as unset."""
-    environ = {"CONTEXTD_PORT": "9", "CONTEXTD_HOST": "", "CONTEXTD_CORS_ORIGINS": "http://a, http://b"}
+    environ = {
+        "CONTEXTD_PORT": "9",
+        "CONTEXTD_HOST": "",
+        "CONTEXTD_CORS_ORIGINS": "http://a, http://b",
+    }
     settings = load(environ, {"throttle_ms": "30", "model": None})
     assert settings.port == 9
     assert settings.host == Settings().host
     assert settings.cors_origins == ("http://a", "http://b")
     assert settings.throttle_ms == 30
-    assert [environment_name(name) for name in NAMES][0] == "CONTEXTD_HOST"
+    assert environment_name(NAMES[0]) == "CONTEXTD_HOST"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import fcntl
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from sqlalchemy import text
@@ -158,7 +159,8 @@ async def test_nobody_enters_while_the_callback_runs(database_url: str) -> None:
     assert await first.enter(when_sole) is True
     assert waited == ["second"]
     await first.leave()
-    assert await Presence(database_url).enter(nothing) is True
+    assert await second.enter(nothing) is True
+    await second.leave()
 
 
 async def test_a_failed_callback_leaves_no_mark(database_url: str) -> None:
@@ -186,12 +188,94 @@ async def test_leaving_is_harmless_at_any_time(database_url: str) -> None:
 
 async def test_a_killed_process_is_gone(database_url: str, start: Callable[[], Process]) -> None:
     """SIGKILL takes the mark away, and only that process's."""
-    first, second = start(), start()
-    heard = {first.hear(), second.hear()}  # one is in its callback, the other may wait for it
-    assert "alone" in heard or "shared" in heard
+    first = start()
+    assert first.hear() == "alone"
+    first.go_on()
+    assert first.hear() == "sole"
+    second = start()
+    assert second.hear() == "shared"
     first.kill()
+    await until_marks(database_url, lambda pids: len(pids) == 1)
+    third = Presence(database_url)
+    assert await third.enter(nothing) is False
+    await third.leave()
     second.kill()
+    await until_marks(database_url, lambda pids: not pids)
+    fourth = Presence(database_url)
+    assert await fourth.enter(nothing) is True
+    await fourth.leave()
+
+
+async def test_a_death_in_the_callback_passes_the_turn_on(
+    database_url: str, start: Callable[[], Process]
+) -> None:
+    """Who waited for a starter that died is alone itself, and its callback runs."""
+    first = start()
+    assert first.hear() == "alone"
+    waiting = Presence(database_url)
+    entering = asyncio.create_task(waiting.enter(nothing))
+    await asyncio.sleep(0)  # it has begun; how far it comes before the kill makes no difference
+    first.kill()
+    assert await entering is True
+    await waiting.leave()
+
+
+async def test_a_process_that_leaves_in_order_is_gone_at_once(
+    database_url: str, start: Callable[[], Process]
+) -> None:
+    """After `leave` nothing holds the mark, and the process can end."""
+    first = start()
+    first.hear()
+    first.go_on()
+    first.hear()
+    first.end()
     await until_marks(database_url, lambda pids: not pids)
     following = Presence(database_url)
     assert await following.enter(nothing) is True
     await following.leave()
+
+
+async def test_a_broken_connection_gets_its_mark_back(postgresql_url: str) -> None:
+    """PostgreSQL may restart under a living process: the mark is taken again by itself."""
+    first, second = Presence(postgresql_url), Presence(postgresql_url)
+    assert await first.enter(nothing) is True
+    (before,) = await marks(postgresql_url)
+    engines = make_engines(postgresql_url, readers=1)
+    async with engines.reader.connect() as connection:
+        await connection.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": before})
+    await engines.dispose()
+    await until_marks(postgresql_url, lambda pids: bool(pids) and before not in pids)
+    assert await second.enter(nothing) is False
+    await first.leave()
+    await second.leave()
+    assert await marks(postgresql_url) == []
+
+
+async def test_one_file_under_two_names_is_one_database(sqlite_url: str, tmp_path: Path) -> None:
+    """A link to the database, or a way around, names the same marks."""
+    (tmp_path / "contextd.db").touch()
+    (tmp_path / "link.db").symlink_to("contextd.db")
+    first, second = Presence(sqlite_url), Presence(f"sqlite+aiosqlite:///{tmp_path}/link.db")
+    assert await first.enter(nothing) is True
+    assert await second.enter(nothing) is False
+    await first.leave()
+    await second.leave()
+
+
+async def test_without_locks_nobody_is_alone(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system that cannot lock cannot tell, so the cautious answer is given."""
+
+    def flock(_fd: int, _operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert await Presence(sqlite_url).enter(nothing) is False
+
+
+async def test_a_mark_that_cannot_be_made_is_said_in_a_sentence(tmp_path: Path) -> None:
+    """Not knowing would be mistaken for being alone, so the start fails."""
+    with pytest.raises(StoreError, match="cannot be marked as present") as caught:
+        await Presence(f"sqlite+aiosqlite:///{tmp_path}/missing/contextd.db").enter(nothing)
+    assert "\n" not in str(caught.value)

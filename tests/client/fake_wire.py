@@ -1,0 +1,195 @@
+"""What the fake server holds, how it looks as JSON, and one request to it."""
+
+import asyncio
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+AT = "2026-01-02T03:04:05.678Z"
+
+
+@dataclass
+class FakeMessage:
+    id: str
+    role: str
+    kind: str
+    turn_id: str | None = None
+    chunks: list[str] = field(default_factory=list)
+    status: str = "streaming"
+    revision: int = 0
+
+    @property
+    def text(self) -> str:
+        return "".join(self.chunks)
+
+
+@dataclass
+class FakeTurn:
+    id: str
+    text: str
+    status: str = "queued"
+    error: dict[str, str] | None = None
+    message_ids: list[str] = field(default_factory=list)
+
+
+@dataclass
+class FakeContext:
+    id: str
+    title: str | None = None
+    state: str = "idle"
+    revision: int = 1
+    messages: dict[str, FakeMessage] = field(default_factory=dict)
+    turns: dict[str, FakeTurn] = field(default_factory=dict)
+    readers: set["asyncio.Queue[dict[str, Any] | None]"] = field(default_factory=set)
+
+
+def state_json(context: FakeContext) -> dict[str, Any]:
+    return {
+        "type": "state_changed",
+        "context_id": context.id,
+        "new_state": context.state,
+        "revision": context.revision,
+        "record_revision": 1,
+        "timestamp": AT,
+    }
+
+
+def signal_json(context: FakeContext, message: FakeMessage) -> dict[str, Any]:
+    facts = {
+        "context_id": context.id,
+        "message_id": message.id,
+        "role": message.role,
+        "kind": message.kind,
+        "timestamp": AT,
+    }
+    if message.status == "streaming":
+        return facts | {"type": "content_delta", "current_sequence": len(message.chunks)}
+    return facts | {
+        "type": "message_completed",
+        "final_sequence": len(message.chunks),
+        "status": message.status,
+        "revision": message.revision,
+    }
+
+
+def context_json(context: FakeContext) -> dict[str, Any]:
+    return {
+        "id": context.id,
+        "title": context.title,
+        "state": context.state,
+        "state_detail": {},
+        "revision": context.revision,
+        "record_revision": 1,
+        "stream_cursor": f"f-{context.revision}",
+        "mode": "act",
+        "active_branch": "main",
+        "system_prompt": None,
+        "provider": "scripted",
+        "model": None,
+        "tools": [],
+        "approval_policy": {},
+        "on_busy": "enqueue",
+        "metadata": {},
+        "message_count": len(context.messages),
+        "open_messages": [],
+        "pending_tool_calls": [],
+        "queued_messages": 0,
+        "can_send": True,
+        "created_at": AT,
+        "updated_at": AT,
+        "some_field_of_the_future": 1,
+    }
+
+
+def message_json(context: FakeContext, message: FakeMessage) -> dict[str, Any]:
+    closed = message.status != "streaming"
+    return {
+        "id": message.id,
+        "context_id": context.id,
+        "turn_id": message.turn_id,
+        "parent_id": None,
+        "role": message.role,
+        "kind": message.kind,
+        "status": message.status,
+        "current_sequence": len(message.chunks),
+        "final_sequence": len(message.chunks) if closed else None,
+        "media_type": "text/plain",
+        "finish_reason": None,
+        "usage": None,
+        "error": None,
+        "metadata": {},
+        "client_metadata": {},
+        "stats": None,
+        "created_at": AT,
+        "completed_at": AT if closed else None,
+    }
+
+
+def turn_json(context: FakeContext, turn: FakeTurn) -> dict[str, Any]:
+    return {
+        "id": turn.id,
+        "context_id": context.id,
+        "branch": "main",
+        "status": turn.status,
+        "attempt": 1,
+        "retry_of": None,
+        "started_at": AT,
+        "ended_at": None,
+        "first_chunk_ms": None,
+        "phases": {},
+        "message_ids": turn.message_ids,
+        "usage": None,
+        "error": turn.error,
+    }
+
+
+def entry_json(context: FakeContext) -> dict[str, Any]:
+    return {
+        "revision": context.revision,
+        "turn_id": None,
+        "trigger": "finish",
+        "from_state": "processing_llm_response",
+        "to_state": "idle",
+        "at": AT,
+        "duration_ms": 3,
+        "detail": {},
+    }
+
+
+@dataclass
+class Request:
+    scope: dict[str, Any]
+    path: list[str]
+    query: dict[str, list[str]]
+    body: dict[str, Any]
+    send: Any
+    receive: Any
+
+    @property
+    def method(self) -> str:
+        return str(self.scope["method"])
+
+    def header(self, name: str) -> str | None:
+        return next((v.decode() for k, v in self.scope["headers"] if k.decode() == name), None)
+
+    async def begin(self, status: int, type_: str, headers: dict[str, str] | None = None) -> None:
+        pairs = {"content-type": type_, **(headers or {})}
+        raw = [(name.encode(), value.encode()) for name, value in pairs.items()]
+        await self.send({"type": "http.response.start", "status": status, "headers": raw})
+
+    async def more(self, body: bytes, *, last: bool = False) -> None:
+        await self.send({"type": "http.response.body", "body": body, "more_body": not last})
+
+    async def answer(self, status: int, body: Any) -> None:
+        await self.begin(status, "application/json")
+        await self.more(b"" if body is None else json.dumps(body).encode(), last=True)
+
+    async def refuse(self, status: int, code: str, detail: str, retry_after: str = "") -> None:
+        headers = {"retry-after": retry_after} if retry_after else {}
+        await self.begin(status, "application/problem+json", headers)
+        problem = {"type": code, "status": status, "code": code, "detail": detail}
+        await self.more(json.dumps(problem).encode(), last=True)
+
+    async def gone(self) -> None:
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
