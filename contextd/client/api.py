@@ -248,7 +248,7 @@ class Client:
     ) -> AsyncGenerator[EventSource]:
         params = {"heartbeat": f"{self._heartbeat_s:g}", "throttle_ms": throttle_ms}
         headers = {"Last-Event-ID": cursor} if cursor else {}
-        timeout = httpx.Timeout(self._timeout_s, read=None)
+        timeout = httpx.Timeout(self._timeout_s, read=HEARTBEATS_MISSED * self._heartbeat_s)
         path = _path(context_id, "stream")
         async with aconnect_sse(
             self._http, "GET", path, params=params, headers=headers, timeout=timeout

@@ -45,9 +45,9 @@ class Figures:
             ("commits", "Transactions committed by the writer", writer.commits),
             ("chunks_written", "Chunks made durable", writer.chunks_written),
             ("turn_retries", "Requests to the model that were tried again", self._turns.retries),
-            ("signals_sent", "Frames of signals sent", hub.frames_sent),
-            ("signals_merged", "Signals merged into a newer one", hub.merged),
-            ("slow_readers", "Readers disconnected for taking nothing", hub.slow_disconnects),
+            ("signals_sent", "Frames of signals sent", hub.stats.frames_sent),
+            ("signals_merged", "Signals merged into a newer one", hub.stats.merged),
+            ("slow_readers", "Readers disconnected for taking nothing", hub.stats.slow_disconnects),
         ):
             yield CounterMetricFamily(f"contextd_{name}", text, value=value)
         outcomes = CounterMetricFamily(

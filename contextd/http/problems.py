@@ -143,6 +143,7 @@ def _on_defect(request: Request[Any, Any, Any], error: Exception) -> Response[by
 
 _UNKNOWN_FIELD = re.compile(r"unknown field `([^`]*)`")
 _MISSING_FIELD = re.compile(r"missing required field `([^`]*)`")
+_OTHER_NAMES = {"states": "state"}  # `state` means something else in a Litestar signature
 _PATTERNS = {
     repr(ID_PATTERN): "must be 1 to 64 of A-Z a-z 0-9 _ . : -",
     repr(WORD_PATTERN): "must be a lower-case word",
@@ -193,7 +194,8 @@ def _field_errors(error: HTTPException) -> list[FieldError]:
 
 def _field_name(key: str) -> str:
     """Litestar calls the body `data`."""
-    return key.removeprefix("data").removeprefix(".") or "body"
+    name = key.removeprefix("data").removeprefix(".").partition("[")[0] or "body"
+    return _OTHER_NAMES.get(name, name)
 
 
 EXCEPTION_HANDLERS: ExceptionHandlersMap = {

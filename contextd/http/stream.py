@@ -17,7 +17,7 @@ from contextd.core.errors import InvalidRequest
 from contextd.http.query import check_path, number, parse_query, whole_number
 from contextd.service import Streams
 from contextd.settings import Settings
-from contextd.signals.hub import Reader
+from contextd.signals.reader import Reader
 
 PARAMETERS = frozenset({"throttle_ms", "heartbeat", "framing", "last_event_id"})
 # A reader that stops reading must not be able to hide megabytes of it in kernel buffers.
@@ -61,7 +61,8 @@ class StreamSignals:
         )
         try:
             async with aclosing(self._streams.attach(reader, context_id, options.cursor)) as blocks:
-                first = await anext(blocks)  # an unknown context is a 404, before the stream starts
+                # An unknown context is a 404, before the stream starts.
+                first = await anext(blocks, b"")
                 await _run(scope, receive, send, reader, first, blocks)
         finally:
             reader.close()
@@ -93,16 +94,17 @@ async def _run(
         await _write(send, reader, first)
         async for block in blocks:
             await _write(send, reader, block)
-        while (block := await reader.take()) is not None:
-            await _write(send, reader, block)
+        while (news := await reader.take()) is not None:
+            await _write(send, reader, news)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
     finally:
         gone.cancel()
 
 
 async def _write(send: Send, reader: Reader, block: bytes) -> None:
-    with reader.sending():
+    if block:
         await send({"type": "http.response.body", "body": block, "more_body": True})
+        reader.sent()
 
 
 async def _until_gone(receive: Receive, reader: Reader) -> None:

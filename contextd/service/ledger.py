@@ -13,7 +13,8 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from contextd.core.message import MessageStatus
-from contextd.signals.hub import Closing, Head, Hub, Standing
+from contextd.signals.frames import Closing, Head, Standing
+from contextd.signals.hub import Hub
 from contextd.store.edit import ContextEdit, LostRaceError, Notice, OpenedMessage, StartedTurn
 from contextd.store.tail import LiveMessage, Tail
 from contextd.store.writer import Appended, Writer
@@ -123,7 +124,6 @@ class Ledger:
             if live is not None:
                 live.status = closed.status
         self.hub.publish(
-            context_id,
             revision=notice.revision,
             closings=[
                 Closing(
@@ -144,6 +144,13 @@ class Ledger:
                 record_revision=notice.record_revision,
             ),
         )
+
+    def tell_elsewhere(self, closings: Sequence[Closing]) -> None:
+        """Another process closed these: what the tail says of them is out of date."""
+        for closing in closings:
+            live = self.tail.get(closing.context_id, closing.message_id)
+            if live is not None:
+                self.tail.drop(live)
 
     def _hold(self, context_id: str, opened: OpenedMessage, revision: int) -> None:
         live = LiveMessage(

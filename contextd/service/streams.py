@@ -14,8 +14,8 @@ import structlog
 from contextd.core.errors import ContextNotFound, Overloaded
 from contextd.core.message import MessageStatus
 from contextd.service.ledger import Ledger
-from contextd.signals.hub import Closing, Head, Standing, parse_cursor
-from contextd.signals.hub import Reader as StreamReader
+from contextd.signals.frames import Closing, Head, Standing, parse_cursor
+from contextd.signals.reader import Reader as StreamReader
 from contextd.store.reader import Reader
 from contextd.store.tables import AnyRow
 
@@ -58,13 +58,15 @@ class Streams:
             page = await self._reader.changes(context_id, after=after, limit=REPLAY_PAGE)
             if page.context.revision < after[0]:  # a future revision: from the very beginning
                 page = await self._reader.changes(context_id, after=(0, 0), limit=REPLAY_PAGE)
-            while not page.complete:
+            while not page.complete and not reader.ending:
                 last = page.messages[-1]
                 # More of the last revision may follow, so only the one before it is complete.
                 yield reader.replay(_changes(context_id, page.messages), up_to=last.revision - 1)
                 page = await self._reader.changes(
                     context_id, after=(last.revision, last.key), limit=REPLAY_PAGE
                 )
+        if reader.ending:
+            return
         yield reader.snapshot(
             changes=_changes(context_id, page.messages),
             open_heads=[_head(context_id, row) for row in page.open_messages],
@@ -105,24 +107,29 @@ class Streams:
 
     async def _catch_up(self, context_id: str) -> None:
         """Reads what was committed elsewhere since the last revision that readers were told of."""
-        seen = self._ledger.hub.contiguous(context_id)
-        after = (seen or 0, _AFTER_ALL_KEYS)
+        seen = self._ledger.hub.contiguous(context_id) or 0
+        after = (seen, _AFTER_ALL_KEYS)
+        closings: list[Closing] = []
         try:
             while True:
                 page = await self._reader.changes(context_id, after=after, limit=REPLAY_PAGE)
                 changes = _changes(context_id, page.messages)
-                self._ledger.hub.fill(
-                    context_id,
-                    heads=[_head(context_id, row) for row in page.open_messages],
-                    closings=[change for change in changes if isinstance(change, Closing)],
-                    standing=_standing(page.context) if page.complete else None,
-                )
+                closings += [change for change in changes if isinstance(change, Closing)]
                 if page.complete:
-                    return
+                    break
                 after = (page.messages[-1].revision, page.messages[-1].key)
         except ContextNotFound:
             self._ledger.tail.drop_context(context_id)
-            self._ledger.hub.publish_deleted(context_id, (seen or 0) + 1)
+            self._ledger.hub.publish_deleted(context_id, seen + 1)
+            return
+        self._ledger.tell_elsewhere(closings)
+        self._ledger.hub.fill(
+            context_id,
+            after=seen,
+            heads=[_head(context_id, row) for row in page.open_messages],
+            closings=closings,
+            standing=_standing(page.context),
+        )
 
 
 def _head(context_id: str, row: AnyRow) -> Head:

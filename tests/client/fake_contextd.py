@@ -41,6 +41,7 @@ class Faults:
     refuse_pulls: list[int] = field(default_factory=list)
     refuse_sends: list[int] = field(default_factory=list)
     cut_pulls: int = 0
+    stale_pulls: int = 0  # answered as if the message were still open
     repeat: int = 1  # every signal this often
     lose: Callable[[dict[str, Any]], bool] = lambda _: False  # live signals that are not sent
     chunks_per_pull: int = 1_000_000
@@ -312,7 +313,8 @@ class FakeContextd:
     ) -> dict[str, Any]:
         chunks = message.chunks[held : held + self.faults.chunks_per_pull]
         sequence = held + len(chunks)
-        closed = message.status != "streaming"
+        status = "streaming" if self.faults.stale_pulls else message.status
+        self.faults.stale_pulls = max(0, self.faults.stale_pulls - 1)
         answer = {
             "context_id": context.id,
             "message_id": message.id,
@@ -328,8 +330,8 @@ class FakeContextd:
             }
         return answer | {
             "head_sequence": len(message.chunks),
-            "status": message.status,
-            "final": closed and sequence == len(message.chunks),
+            "status": status,
+            "final": status != "streaming" and sequence == len(message.chunks),
             "some_field_of_the_future": True,
         }
 
@@ -445,5 +447,7 @@ async def serving(app: FakeContextd) -> AsyncIterator[FakeContextd]:
     try:
         yield app
     finally:
-        server.should_exit = server.force_exit = True
-        await task
+        server.force_exit = True
+        await server.shutdown()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

@@ -206,6 +206,22 @@ async def test_a_cut_connection_comes_back_with_its_cursor(
     assert book.closed == {"m": "completed"}
 
 
+async def test_a_state_is_told_once(
+    fake: FakeContextd, client: Client, context: FakeContext
+) -> None:
+    """Attaching again repeats the snapshot's state on the wire, but not to the caller."""
+    fake.faults.end_streams = [2]
+    book = Book()
+    async with aclosing(client.follow("c")) as events:
+        await read(events, book, is_current)
+        fake.disconnect(context)
+        await read(events, book, is_current)
+    assert len(fake.streams) == 2
+    assert [event for event in book.events if isinstance(event, StateChange)] == [
+        StateChange(state="idle", revision=1)
+    ]
+
+
 async def test_a_clean_end_with_retry_is_followed_again(
     fake: FakeContextd, client: Client, context: FakeContext
 ) -> None:
@@ -343,6 +359,21 @@ async def test_a_head_below_what_is_held_starts_over(
     assert book.texts == {"m": "kept new"}
 
 
+async def test_text_lost_between_signal_and_pull_starts_over(
+    fake: FakeContextd, client: Client, context: FakeContext
+) -> None:
+    """Held 2, signalled 3, but only 1 is left when the pull comes: no signal will repeat that."""
+    fake.append(context, "m", "a", "b")
+    book = Book()
+    async with aclosing(client.follow("c")) as events:
+        await read(events, book, is_current)
+        fake.append(context, "m", "c")
+        context.messages["m"].chunks = ["z"]
+        fake.set_state(context, "producing")
+        await read(events, book, is_state("producing"))
+    assert book.texts == {"m": "z"}
+
+
 async def test_a_closed_message_that_shrank_starts_over(
     fake: FakeContextd, client: Client, context: FakeContext
 ) -> None:
@@ -396,6 +427,41 @@ async def test_a_goal_that_can_no_longer_be_reached_gives_way_to_a_newer_one(
         fake.faults.hold_pulls.set()
         await reading
     assert book.texts == {"m": "z"}
+
+
+async def test_an_end_is_told_when_the_server_confirms_it(
+    fake: FakeContextd, client: Client, context: FakeContext
+) -> None:
+    """After `message_completed` the reader pulls until `final`, and the state waits for it (§4.4)."""
+    book = Book()
+    async with aclosing(client.follow("c")) as events:
+        await read(events, book, is_current)
+        fake.faults.stale_pulls = 3
+        fake.append(context, "m", "x")
+        fake.close(context, "m")
+        fake.set_state(context, "failed")
+        await read(events, book, is_state("failed"))
+    assert book.closed == {"m": "completed"}
+
+
+async def test_what_a_pull_brought_already_is_not_pulled_again(
+    fake: FakeContextd, client: Client, context: FakeContext
+) -> None:
+    """Signals that arrive during a pull which brings their text cost nothing more."""
+    gate = fake.faults.hold_pulls = asyncio.Event()
+    fake.append(context, "m", "a")
+    book = Book()
+    async with aclosing(client.follow("c", throttle_ms=0)) as events:
+        reading = asyncio.create_task(read(events, book, is_state("producing")))
+        await fake.until(lambda: bool(fake.pulls))
+        fake.append(context, "m", "b")
+        fake.set_state(context, "producing")
+        fake.append(context, "n", "signalled after the rest of m")
+        await fake.until(lambda: all(queue.empty() for queue in context.readers))
+        gate.set()
+        await reading
+    assert [held for id_, held in fake.pulls if id_ == "m"] == [0]
+    assert book.texts["m"] == "ab"
 
 
 async def test_one_pull_at_a_time_for_a_message_but_several_messages_at_once(
