@@ -76,9 +76,7 @@ class Levels:
         while True:
             await self._changed.wait()
             self._changed.clear()
-            finished = (
-                watch.done()
-            )  # asked before the levels are taken, so that none is left behind
+            finished = watch.done()  # before the levels are taken: none is left behind
             goals, state, current = self._take()
             async for event in self._reach(goals, watch):
                 yield event

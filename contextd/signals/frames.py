@@ -117,7 +117,11 @@ def signal_of(level: Level, at_ms: int) -> Signal:
 def encode(signal: Signal, *, named: bool) -> bytes:
     """One server-sent event without an id; `named` adds its `event:` line for addEventListener."""
     data = b"data: " + _encode(signal) + b"\n\n"
-    return b"event: " + str(type(signal).__struct_config__.tag).encode() + b"\n" + data if named else data
+    return (
+        b"event: " + str(type(signal).__struct_config__.tag).encode() + b"\n" + data
+        if named
+        else data
+    )
 
 
 class Frame:
@@ -131,7 +135,7 @@ class Frame:
         self._plain: bytes | None = None
         self._named: bytes | None = None
 
-    def data(self, named: bool) -> bytes:  # noqa: FBT001 - positional, it is called once per reader
+    def data(self, named: bool) -> bytes:
         """The event's bytes, without an id line."""
         if named:
             if self._named is None:
@@ -225,7 +229,15 @@ class Progress:
     run, `_ahead_from` to `_ahead_to`; an older run is forgotten, which only asks for a wider read.
     """
 
-    __slots__ = ("_ahead_from", "_ahead_to", "_database_id", "_line", "_line_revision", "_low", "through")
+    __slots__ = (
+        "_ahead_from",
+        "_ahead_to",
+        "_database_id",
+        "_line",
+        "_line_revision",
+        "_low",
+        "through",
+    )
 
     def __init__(self, database_id: str) -> None:
         self._database_id = database_id

@@ -247,9 +247,7 @@ class Hub:
             for reader in tuple(topic.readers):  # one that is given up leaves the set
                 reader.offer_head(delta, now)
 
-    def _offer_change(
-        self, topic: _Topic, closings: Sequence[Closing], standing: Standing
-    ) -> None:
+    def _offer_change(self, topic: _Topic, closings: Sequence[Closing], standing: Standing) -> None:
         at_ms, now = self._desk.now_ms(), self._desk.clock()
         completions = [
             Completion(closing, at_ms) for closing in closings if _close_once(topic, closing)
@@ -282,7 +280,17 @@ class Watch:
     Enter, read the message, then wait with what was read: news in between is not missed.
     """
 
-    __slots__ = ("_after", "_deadline", "_hub", "_over", "_position", "_waiter", "alarm", "context_id", "message_id")
+    __slots__ = (
+        "_after",
+        "_deadline",
+        "_hub",
+        "_over",
+        "_position",
+        "_waiter",
+        "alarm",
+        "context_id",
+        "message_id",
+    )
 
     def __init__(self, hub: Hub, context_id: str, message_id: str) -> None:
         self.context_id = context_id
@@ -294,3 +302,73 @@ class Watch:
         self._after = 0
         self._deadline = 0.0
         self._waiter: asyncio.Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        self._hub._enter(self)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._hub._leave(self)
+
+    async def reached(self, after: int, timeout_s: float) -> None:
+        """Wait for a position above `after`, the message's or the context's end, shutdown, or the time.
+
+        Says nothing about which it was: read again.
+        """
+        if self._over or self._position > after or timeout_s <= 0:
+            return
+        desk = self._hub._desk
+        self._after = after
+        self._deadline = desk.clock() + timeout_s
+        desk.wheel.arm(self, self._deadline)
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+            desk.wheel.disarm(self)
+
+    def reach(self, position: int) -> None:
+        """The message has chunks up to `position`."""
+        self._position = max(self._position, position)
+        if self._position > self._after:
+            self._wake()
+
+    def finish(self) -> None:
+        """Nothing more will come."""
+        self._over = True
+        self._wake()
+
+    def ring(self, now: float) -> None:
+        """The time is up, but for what rounding left of it."""
+        if now >= self._deadline:
+            self._wake()
+        else:
+            self._hub._desk.wheel.arm(self, self._deadline)
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+def _close_once(topic: _Topic, closing: Closing) -> bool:
+    """Whether the end of this message is news; wakes who watches it."""
+    if closing.message_id in topic.closed:
+        return False
+    topic.closed[closing.message_id] = None
+    if len(topic.closed) > CLOSED_MAX:
+        del topic.closed[next(iter(topic.closed))]
+    for watch in topic.watches.get(closing.message_id, ()):
+        watch.finish()
+    return True
+
+
+def _finish_watches(topic: _Topic) -> None:
+    for watches in topic.watches.values():
+        for watch in watches:
+            watch.finish()

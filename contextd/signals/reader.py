@@ -185,13 +185,10 @@ class Reader:
         self._handed_at = None
         while not self._over:
             now = self._desk.clock()
-            frames = self._collect(now) if self._live else []
-            self._add_ending(frames)
-            if self._live and not frames and now >= self._sent_at + self._heartbeat_s:
-                frames.append(self._heartbeat())
-            if frames:
+            if frames := self._block(now):
                 return self._hand_over(frames, now)
-            self._set_alarm(now)
+            if self._dirty or not self.alarm:  # else it is set, and not too late
+                self._set_alarm(now)
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
@@ -327,6 +324,20 @@ class Reader:
 
     # Blocks.
 
+    def _block(self, now: float) -> list[bytes]:
+        """The frames to send now, if there are any; `_over` is set with the last ones."""
+        waiting = self._live and (self._dirty or self._state is not None)
+        frames = self._collect(now) if waiting else []
+        if self._farewell is not None:
+            frames.append(self._farewell)
+            self._over = True
+        elif not self._live and (state := _last_of(self._state, self._later)) is not None:
+            frames.append(state.data(self._named))
+            self._over = True
+        elif self._live and not frames and now >= self._sent_at + self._heartbeat_s:
+            frames.append(self._heartbeat())
+        return frames
+
     def _collect(self, now: float) -> list[bytes]:
         """What is due: deltas, completions, then the state, the last of them with an id if one is."""
         if not self._dirty:
@@ -404,15 +415,6 @@ class Reader:
                 frames[-1] = self._progress.id_line(self._cursor) + frames[-1]
         return frames
 
-    def _add_ending(self, frames: list[bytes]) -> None:
-        """Add what there is to say to the end, if the stream ends here."""
-        if self._farewell is not None:
-            frames.append(self._farewell)
-            self._over = True
-        elif not self._live and (state := _last_of(self._state, self._later)) is not None:
-            frames.append(state.data(self._named))
-            self._over = True
-
     def _heartbeat(self) -> bytes:
         return self._desk.heartbeats.data(self._desk.now_ms(), named=self._named)
 
@@ -472,7 +474,7 @@ def _last_of(*states: State | None) -> State | None:
     return next((state for state in states if state is not None and state.last), None)
 
 
-def _is_covered(track: _Track, is_open: bool, revision: int) -> bool:  # noqa: FBT001
+def _is_covered(track: _Track, is_open: bool, revision: int) -> bool:
     """Whether the snapshot at `revision` says all there is to say of `track`'s message."""
     if track.closing is not None:
         return track.closing.revision <= revision

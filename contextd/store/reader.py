@@ -411,13 +411,16 @@ async def read_text(
     at_least: int = 1,
 ) -> tuple[int, str]:
     """The last sequence and the joined text of chunks `start` + 1 … `end`, cut to `bytes_max`."""
-    rows = await connection.execute(
+    ordered = (
         select(chunks.c.content)
         .where(_slice(message_key, start, end, bytes_max, at_least))
         .order_by(chunks.c.sequence)
+        .subquery()
     )
-    texts = rows.scalars().all()
-    return start + len(texts), "".join(texts)
+    # Joined by the database: a row object for each of 100,000 chunks costs more than reading them.
+    joined = select(func.count(), func.aggregate_strings(ordered.c.content, ""))
+    count, content = (await connection.execute(joined)).one()
+    return start + count, content or ""
 
 
 def _newest_that_fit(rows: Sequence[AnyRow], bytes_max: int) -> list[AnyRow]:

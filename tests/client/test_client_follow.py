@@ -7,7 +7,7 @@ from contextlib import aclosing
 
 import pytest
 from fake_contextd import FakeContextd, Faults
-from fake_wire import FakeContext
+from fake_wire import FakeContext, signal_json
 
 from contextd.client import (
     ApiError,
@@ -21,6 +21,9 @@ from contextd.client import (
     Text,
 )
 from contextd.client import errors as client_errors
+from contextd.client.follow import Levels
+from contextd.core.message import MessageStatus, Pull
+from contextd.core.signal import ContentDelta, Signal
 
 
 class Book:
@@ -139,7 +142,7 @@ async def test_repeated_signals_repeat_no_text_and_no_end(
     book = Book()
     async with aclosing(client.follow("c")) as events:
         await read(events, book, is_current)
-        for word in "a b c".split():
+        for word in ["a", "b", "c"]:
             fake.append(context, "m", word)
         fake.close(context, "m")
         fake.set_state(context, "producing")
@@ -150,6 +153,24 @@ async def test_repeated_signals_repeat_no_text_and_no_end(
     assert [event for event in book.events if isinstance(event, Closed)] == [
         Closed(message_id="m", role="assistant", kind="text", status="completed", final_sequence=3)
     ]
+
+
+async def test_a_late_signal_of_a_closed_message_tells_nothing(
+    fake: FakeContextd, client: Client, context: FakeContext
+) -> None:
+    """A position below the end is looked into, and found to be old news."""
+    fake.append(context, "m", "a", "b")
+    late = signal_json(context, context.messages["m"]) | {"current_sequence": 1}
+    fake.close(context, "m")
+    book = Book()
+    async with aclosing(client.follow("c")) as events:
+        await read(events, book, is_current)
+        for queue in context.readers:
+            queue.put_nowait(late)
+        fake.set_state(context, "producing")
+        await read(events, book, is_state("producing"))
+    assert fake.pulls == [("m", 0), ("m", 2)]
+    assert sum(isinstance(event, Closed) for event in book.events) == 1
 
 
 async def test_lost_deltas_cost_no_text(
@@ -444,24 +465,47 @@ async def test_an_end_is_told_when_the_server_confirms_it(
     assert book.closed == {"m": "completed"}
 
 
-async def test_what_a_pull_brought_already_is_not_pulled_again(
-    fake: FakeContextd, client: Client, context: FakeContext
-) -> None:
-    """Signals that arrive during a pull which brings their text cost nothing more."""
-    gate = fake.faults.hold_pulls = asyncio.Event()
-    fake.append(context, "m", "a")
-    book = Book()
-    async with aclosing(client.follow("c", throttle_ms=0)) as events:
-        reading = asyncio.create_task(read(events, book, is_state("producing")))
-        await fake.until(lambda: bool(fake.pulls))
-        fake.append(context, "m", "b")
-        fake.set_state(context, "producing")
-        fake.append(context, "n", "signalled after the rest of m")
-        await fake.until(lambda: all(queue.empty() for queue in context.readers))
-        gate.set()
-        await reading
-    assert [held for id_, held in fake.pulls if id_ == "m"] == [0]
-    assert book.texts["m"] == "ab"
+async def test_what_a_pull_brought_already_is_not_pulled_again() -> None:
+    """A signal that arrives during a pull which brings its text costs nothing more."""
+    pulling, noted = asyncio.Event(), asyncio.Event()
+    pulls: list[int] = []
+
+    def delta(position: int) -> ContentDelta:
+        return ContentDelta(
+            context_id="c",
+            message_id="m",
+            current_sequence=position,
+            role="assistant",
+            kind="text",
+            timestamp="",
+        )
+
+    async def signals() -> AsyncGenerator[Signal]:
+        yield delta(1)
+        await pulling.wait()
+        yield delta(2)
+        noted.set()
+
+    async def pull_from(message_id: str, from_sequence: int) -> Pull:
+        pulls.append(from_sequence)
+        pulling.set()
+        await noted.wait()
+        return Pull(
+            context_id="c",
+            message_id=message_id,
+            from_sequence=from_sequence,
+            sequence=2,
+            content="ab",
+            head_sequence=2,
+            status=MessageStatus.STREAMING,
+            final=False,
+        )
+
+    levels = Levels({}, pull_from)
+    watch = asyncio.create_task(levels.watch(signals()))
+    told = [event async for event in levels.events(watch)]
+    assert [event.content for event in told if isinstance(event, Text)] == ["ab"]
+    assert pulls == [0]
 
 
 async def test_one_pull_at_a_time_for_a_message_but_several_messages_at_once(

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, create_engine, inspect, text
 
 from contextd.store import tables
 from contextd.store.engines import StoreError, make_engines
-from contextd.store.upgrade import upgrade
+from contextd.store.upgrade import ADVISORY_CLASS, ADVISORY_UPGRADE, upgrade
 
 ROOT = Path(__file__).resolve().parents[2]
 UPGRADE = """
@@ -182,10 +182,43 @@ async def test_six_processes_that_start_at_once_agree(
     assert await table_names(database_url) == set(tables.metadata.tables) | {"alembic_version"}
 
 
-async def test_upgrades_of_one_process_take_turns(database_url: str) -> None:
-    """Alembic keeps its state in globals; two at once must not meet there."""
-    ids = await asyncio.gather(*(upgrade(database_url) for _ in range(4)))
-    assert len(set(ids)) == 1
+async def test_what_happened_while_waiting_for_the_lock_counts(postgresql_url: str) -> None:
+    """The database is looked at inside the lock: who waited for it must not act on an older look."""
+    engines = make_engines(postgresql_url, readers=1)
+    waiting = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+    async with engines.writer.begin() as holder, engines.reader.connect() as watcher:
+        lock = f"SELECT pg_advisory_xact_lock({ADVISORY_CLASS}, {ADVISORY_UPGRADE})"
+        await holder.execute(text(lock))
+        refusal = asyncio.create_task(refused(postgresql_url))
+        while not (await watcher.execute(waiting)).scalar():
+            assert not refusal.done()
+        await holder.execute(text("CREATE TABLE customers (id INTEGER)"))
+    assert "tables of another program" in await refusal
+    await engines.dispose()
+
+
+async def test_one_process_can_upgrade_several_databases_at_once(
+    sqlite_url: str, postgresql_url: str
+) -> None:
+    """Alembic keeps its state in globals; the upgrades must not meet there."""
+    urls = [postgresql_url, *(f"{sqlite_url}{number}" for number in range(3))]
+    ids = await asyncio.gather(*(upgrade(url) for url in urls))
+    assert [await upgrade(url) for url in urls] == ids
+
+
+async def test_a_sqlite_database_is_switched_to_wal(
+    sqlite_url: str, environment: dict[str, str]
+) -> None:
+    """Also one that the alembic command made without it."""
+    alembic(environment | {"CONTEXTD_DATABASE": sqlite_url}, "upgrade", "head")
+    assert journal_mode(sqlite_url) == "delete"
+    await upgrade(sqlite_url)
+    assert journal_mode(sqlite_url) == "wal"
+
+
+def journal_mode(sqlite_url: str) -> str:
+    with closing(sqlite3.connect(path_of(sqlite_url))) as connection:
+        return str(connection.execute("PRAGMA journal_mode").fetchone()[0])
 
 
 async def test_an_upgrade_leaves_logging_and_standard_output_alone(
@@ -217,10 +250,7 @@ async def test_a_newer_sqlite_database_is_left_byte_for_byte(
     """An older contextd does not guess: it refuses, and not even the journal mode is changed."""
     path = path_of(sqlite_url)
     await upgrade(sqlite_url)
-    run_sqlite(
-        path,
-        "UPDATE alembic_version SET version_num = 'ffff'",
-    )
+    run_sqlite(path, "UPDATE alembic_version SET version_num = 'ffff'")
     run_sqlite(path, f"PRAGMA journal_mode={journal_mode}")
     before = path.read_bytes()
     sentence = await refused(sqlite_url)

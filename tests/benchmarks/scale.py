@@ -1,0 +1,65 @@
+"""How much a run measures: enough to mean something, or just enough to see that it works."""
+
+from typing import Final
+
+import msgspec
+
+
+class Scale(msgspec.Struct, frozen=True, kw_only=True):
+    """Sizes of one run. Seconds and counts are per round and per side."""
+
+    append_rounds: int
+    append_s: float
+    pull_rounds: int
+    pulls: int
+    reader_rounds: int
+    readers: int
+    reader_signals: int
+    replay_rounds: int
+    replay_chunks: int
+    latency_rounds: int
+    latency_signals: int
+    idle_rounds: int
+    idle_readers: int
+    exit_rounds: int
+    exit_streams: int
+    exit_turns: int
+
+
+FULL: Final = Scale(
+    append_rounds=6,
+    append_s=1.0,
+    pull_rounds=5,
+    pulls=40_000,
+    reader_rounds=3,
+    readers=1000,
+    reader_signals=120,
+    replay_rounds=7,
+    replay_chunks=100_000,
+    latency_rounds=3,
+    latency_signals=250,
+    idle_rounds=1,
+    idle_readers=5000,
+    exit_rounds=2,
+    exit_streams=1000,
+    exit_turns=20,
+)
+
+QUICK: Final = Scale(
+    append_rounds=1,
+    append_s=0.1,
+    pull_rounds=1,
+    pulls=400,
+    reader_rounds=1,
+    readers=20,
+    reader_signals=10,
+    replay_rounds=1,
+    replay_chunks=2000,
+    latency_rounds=1,
+    latency_signals=10,
+    idle_rounds=1,
+    idle_readers=50,
+    exit_rounds=1,
+    exit_streams=20,
+    exit_turns=2,
+)

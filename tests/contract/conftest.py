@@ -1,0 +1,68 @@
+"""contextd in this process, without a socket, over both databases."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import pytest
+from contextd.app import Contextd, running
+from contextd.provider import Event, Finished, ModelRequest, TextDelta
+from contextd.settings import Settings
+
+
+class HeldProvider:
+    """Writes what the test hands it, when the test hands it; the stream ends with None."""
+
+    name = "scripted"
+
+    def __init__(self) -> None:
+        self.requests: list[ModelRequest] = []
+        self.asked = asyncio.Event()
+        self.closed = asyncio.Event()
+        self._events: asyncio.Queue[Event | Exception | None] = asyncio.Queue()
+
+    def say(self, *events: Event | Exception | str | None) -> None:
+        """A string is a text delta; an exception is raised; None ends the stream."""
+        for event in events:
+            self._events.put_nowait(TextDelta(event) if isinstance(event, str) else event)
+
+    async def stream(self, request: ModelRequest) -> AsyncIterator[Event]:
+        self.requests.append(request)
+        self.closed.clear()
+        self.asked.set()
+        try:
+            while (event := await self._events.get()) is not None:
+                if isinstance(event, Exception):
+                    raise event
+                yield event
+            yield Finished("stop")
+        finally:
+            self.asked.clear()
+            self.closed.set()
+
+    async def aclose(self) -> None:
+        """Nothing is held."""
+
+
+Start = Callable[..., AbstractAsyncContextManager[Contextd]]
+
+
+@pytest.fixture
+def provider() -> HeldProvider:
+    """The model of the test."""
+    return HeldProvider()
+
+
+@pytest.fixture
+def start(database_url: str, provider: HeldProvider) -> Start:
+    """Starts contextd on the test's database; again for a restart, or twice for two processes."""
+
+    @asynccontextmanager
+    async def start_one(
+        provider: HeldProvider = provider, **settings: object
+    ) -> AsyncIterator[Contextd]:
+        values = {"database": database_url, "backoff_initial_s": 0.0, "poll_s": 0.05, **settings}
+        async with running(Settings(**values), providers={"scripted": provider}) as contextd:  # type: ignore[arg-type]
+            yield contextd
+
+    return start_one

@@ -1,0 +1,60 @@
+"""Real servers, one for each variant of the settings, shared by all tests of this folder."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from serving import Server
+from wire import Api
+
+FAST = {"scripted_rate": 0, "backoff_initial_s": 0.01, "backoff_max_s": 0.02}
+
+MakeServer = Callable[..., Server]
+
+
+@pytest.fixture(scope="session")
+def make_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeServer]:
+    """Starts a server on a database of its own; all are stopped when the tests end."""
+    with ExitStack() as stack:
+
+        def make(**settings: object) -> Server:
+            database: Path = tmp_path_factory.mktemp("server") / "contextd.db"
+            return stack.enter_context(Server(database, settings={**FAST, **settings}))
+
+        yield make
+
+
+@pytest.fixture(scope="session")
+def server(make_server: MakeServer) -> Server:
+    """The server that most tests share: as fast as it can, with hardly a wait between attempts."""
+    return make_server()
+
+
+@pytest.fixture(scope="session")
+def api(server: Server) -> Iterator[Api]:
+    """A client of the shared server."""
+    client = Api(server.url)
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="session")
+def tight(make_server: MakeServer) -> Iterator[Api]:
+    """A server with small limits."""
+    server = make_server(
+        request_bytes_max=4000,
+        pull_bytes_max=100,
+        queue_max=2,
+        streams_max=1,
+        waiting_pulls_max=1,
+    )
+    client = Api(server.url)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def context_id(api: Api) -> str:
+    """A new context of the shared server."""
+    return api.create()
