@@ -13,7 +13,7 @@ comes first: the ledger says so (same process), the next write is refused, or it
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from itertools import groupby
 from typing import TypeVar
@@ -30,7 +30,7 @@ from contextd.core.errors import (
     StaleProducer,
 )
 from contextd.core.machine import State
-from contextd.core.message import TEXT, THINKING, Problem, Usage
+from contextd.core.message import TEXT, THINKING, Problem, Role, Usage
 from contextd.provider import (
     Event,
     FatalError,
@@ -364,7 +364,7 @@ class Turns(TurnListener):
             attempt=view.attempt,
             system_prompt=view.system_prompt or self._settings.system_prompt,
             model=view.model or self._settings.model,
-            history=[HistoryMessage(role=row.role, content=text) for row, text in found],
+            history=[HistoryMessage(role=Role(row.role), content=text) for row, text in found],
         )
 
     async def _stored(self, write: Callable[[], Awaitable[T]]) -> T:
@@ -380,11 +380,11 @@ def _problem(error: ProviderError) -> Problem:
     return Problem(type=error.type, message=error.message)
 
 
-async def _pump(events: AsyncIterator[Event], inbox: asyncio.Queue[Event | _Ended]) -> None:
+async def _pump(events: AsyncGenerator[Event, None], inbox: asyncio.Queue[Event | _Ended]) -> None:
     """Reads the provider in a task of its own, so that its generator is closed where it runs."""
     error: Exception | None = None
     try:
-        async with aclosing(events) as stream:  # type: ignore[type-var]
+        async with aclosing(events) as stream:
             async for event in stream:
                 await inbox.put(event)
     except Exception as raised:

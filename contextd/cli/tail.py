@@ -1,6 +1,6 @@
 """`tail`: everything that happens in a context, as it happens."""
 
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 from contextlib import aclosing
 from typing import assert_never
 
@@ -46,7 +46,7 @@ async def _tail(url: str, context_id: str, from_start: bool, as_json: bool) -> N
                 cursor = cursor or page.stream_cursor
                 for message in page.items:
                     held[message.id] = message.content_sequence or 0
-                    async for event in _as_events(message):
+                    for event in _as_events(message):
                         _tell(event, terminal, transcript, as_json)
         async with aclosing(client.follow(context_id, cursor=cursor, held=held)) as events:
             async for event in events:
@@ -54,7 +54,7 @@ async def _tail(url: str, context_id: str, from_start: bool, as_json: bool) -> N
     transcript.end_line()
 
 
-async def _as_events(message: Message) -> AsyncIterator[Event]:
+def _as_events(message: Message) -> Iterator[Event]:
     """What a follower who was there from the start would have been told."""
     sequence = message.content_sequence or 0
     facts = {"message_id": message.id, "role": message.role.value, "kind": message.kind}
@@ -75,7 +75,7 @@ def _tell(event: Event, terminal: Terminal, transcript: Transcript, as_json: boo
             if event.status != "completed":
                 transcript.note(f"{event.status}: {event.message_id}")
         case Restarted():
-            transcript.note(f"the server has less of it now, again from the start: {event.message_id}")
+            transcript.note(f"some of it is lost, again from the start: {event.message_id}")
         case StateChange():
             transcript.note(event.state)
         case Disconnected():

@@ -76,13 +76,18 @@ def pause_s(failures: int, asked_s: float = 0.0) -> float:
     return max(jittered_s, min(asked_s, WAIT_ASKED_MAX_S))
 
 
-async def patiently(call: Callable[[], Awaitable[T]]) -> T:
-    """`call`, up to four times while its failure may pass. Only for what repeats without harm."""
-    for failures in range(1, TRIES_MAX):
+async def patiently(call: Callable[[], Awaitable[T]], *, tries_max: int | None = TRIES_MAX) -> T:
+    """`call`, again while its failure may pass. Only for what repeats without harm.
+
+    `tries_max` null: until it is answered, as `follow` does, however long the server is away.
+    """
+    failures = 0
+    while True:
         try:
             return await call()
         except ClientError as error:
-            if not error.passing or error.retry_after_s > BACKOFF_MAX_S:
+            failures += 1
+            last = tries_max is not None and failures >= tries_max
+            if last or not error.passing or error.retry_after_s > BACKOFF_MAX_S:
                 raise
             await asyncio.sleep(pause_s(failures, error.retry_after_s))
-    return await call()

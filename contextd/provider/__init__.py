@@ -6,8 +6,8 @@ logged as a defect. It is closed (`aclose` of the iterator) as soon as its turn 
 then let go of its connection within 250 ms (§6).
 """
 
-from collections.abc import AsyncIterator
-from typing import Protocol, TypeAlias
+from collections.abc import AsyncGenerator
+from typing import ClassVar, Protocol, TypeAlias
 
 import msgspec
 
@@ -93,9 +93,9 @@ class FatalError(ProviderError):
 class Provider(Protocol):
     """Streams a model's answer."""
 
-    name: str
+    name: ClassVar[str]
 
-    def stream(self, request: ModelRequest) -> AsyncIterator[Event]:
+    def stream(self, request: ModelRequest) -> AsyncGenerator[Event, None]:
         """The answer to `request`, as it comes. Raises `ProviderError`. Cancellation-safe."""
         ...
 

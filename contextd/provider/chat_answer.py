@@ -68,7 +68,7 @@ class Answer:
         reason = self.finish_reason or ("tool_calls" if calls else "stop")
         yield Finished(storable(reason)[:FINISH_REASON_CHARS_MAX])
 
-    def _read_delta(self, delta: _Delta) -> Iterator[Event]:
+    def _read_delta(self, delta: "_Delta") -> Iterator[Event]:
         reasoning = delta.reasoning_content or delta.reasoning
         if isinstance(reasoning, str) and (thinking := self._thinking.add(reasoning)):
             yield ThinkingDelta(thinking)
@@ -77,65 +77,6 @@ class Answer:
                 yield TextDelta(text)
         for part in delta.tool_calls or ():
             self._calls.add(part)
-
-
-class _Text:
-    """Text in pieces whose cuts may go through a surrogate pair, as JSON escapes can be cut there."""
-
-    def __init__(self) -> None:
-        self._held = ""
-
-    def add(self, piece: str) -> str:
-        """What can be said now: all but a first half whose second may be in the next piece."""
-        text = self._held + piece
-        self._held = text[-1] if _HIGH_SURROGATE.search(text) else ""
-        return storable(text[:-1] if self._held else text)
-
-    def rest(self) -> str:
-        """What is left at the end."""
-        return storable(self._held)
-
-
-class _ToolCall:
-    def __init__(self, index: int | None, id_: str) -> None:
-        self.index = index
-        self.id = id_
-        self.name = ""
-        self.arguments: list[str] = []
-
-
-class _ToolCalls:
-    """Tool calls, put together from their parts by index."""
-
-    def __init__(self) -> None:
-        self._calls: list[_ToolCall] = []
-        self._chars = 0
-
-    def add(self, part: _ToolCallPart) -> None:
-        call = self._of(part)
-        if part.function is None:
-            return
-        call.name = call.name or part.function.name or ""
-        arguments = part.function.arguments or ""
-        self._chars += len(arguments)
-        if self._chars > TOOL_CALL_CHARS_MAX:
-            raise FatalError("invalid_tool_call", "The arguments of the tool calls are too large.")
-        call.arguments.append(arguments)
-
-    def complete(self) -> list[ToolCallRequest]:
-        """Raises `FatalError` where one cannot be called."""
-        return [_tool_call_request(number, call) for number, call in enumerate(self._calls, 1)]
-
-    def _of(self, part: _ToolCallPart) -> _ToolCall:
-        """The call that `part` belongs to. Some servers count no index, or give all calls the same."""
-        for call in reversed(self._calls):
-            same_index = part.index is None or part.index == call.index
-            if same_index and part.id in (None, "", call.id):
-                return call
-        if len(self._calls) == TOOL_CALLS_MAX:
-            raise FatalError("invalid_tool_call", f"More than {TOOL_CALLS_MAX} tool calls at once.")
-        self._calls.append(_ToolCall(part.index, part.id or f"call_{uuid.uuid4().hex}"))
-        return self._calls[-1]
 
 
 class _FunctionPart(msgspec.Struct):
@@ -170,6 +111,67 @@ class _Chunk(msgspec.Struct):
     usage: Any = None
 
 
+class _Text:
+    """Text in pieces whose cuts may go through a surrogate pair, as JSON escapes can be cut there."""
+
+    def __init__(self) -> None:
+        self._held = ""
+
+    def add(self, piece: str) -> str:
+        """What can be said now: all but a first half whose second may be in the next piece."""
+        text = self._held + piece
+        self._held = text[-1] if _HIGH_SURROGATE.search(text) else ""
+        return storable(text[:-1] if self._held else text)
+
+    def rest(self) -> str:
+        """What is left at the end."""
+        return storable(self._held)
+
+
+class _ToolCall:
+    def __init__(self, index: int | None) -> None:
+        self.index = index
+        self.id = ""
+        self.name = ""
+        self.arguments: list[str] = []
+
+
+class _ToolCalls:
+    """Tool calls, put together from their parts by index."""
+
+    def __init__(self) -> None:
+        self._calls: list[_ToolCall] = []
+        self._chars = 0
+
+    def add(self, part: _ToolCallPart) -> None:
+        call = self._of(part)
+        call.id = call.id or part.id or ""
+        if part.function is None:
+            return
+        call.name = call.name or part.function.name or ""
+        arguments = part.function.arguments or ""
+        self._chars += len(arguments)
+        if self._chars > TOOL_CALL_CHARS_MAX:
+            raise FatalError("invalid_tool_call", "The arguments of the tool calls are too large.")
+        call.arguments.append(arguments)
+
+    def complete(self) -> list[ToolCallRequest]:
+        """Raises `FatalError` where one cannot be called."""
+        return [_tool_call_request(number, call) for number, call in enumerate(self._calls, 1)]
+
+    def _of(self, part: _ToolCallPart) -> _ToolCall:
+        """The call that `part` belongs to. Some servers count no index, or give all calls the same."""
+        for call in reversed(self._calls):
+            same_index = part.index is None or part.index == call.index
+            same_id = not part.id or not call.id or part.id == call.id
+            if same_index and same_id:
+                return call
+        if len(self._calls) == TOOL_CALLS_MAX:
+            raise FatalError("invalid_tool_call", f"More than {TOOL_CALLS_MAX} tool calls at once.")
+        self._calls.append(_ToolCall(part.index))
+        return self._calls[-1]
+
+
 def _tool_call_request(number: int, call: _ToolCall) -> ToolCallRequest:
     try:
         arguments = load_json("".join(call.arguments).strip() or "{}")
@@ -178,7 +180,8 @@ def _tool_call_request(number: int, call: _ToolCall) -> ToolCallRequest:
     if not call.name or not isinstance(arguments, dict):
         what = "its arguments are not a JSON object" if call.name else "it has no name"
         raise FatalError("invalid_tool_call", f"The model's tool call {number} is wrong: {what}.")
-    return ToolCallRequest(id=storable(call.id), name=storable(call.name), arguments=arguments)
+    id_ = storable(call.id) or f"call_{uuid.uuid4().hex}"  # not every server gives one
+    return ToolCallRequest(id=id_, name=storable(call.name), arguments=arguments)
 
 
 def _usage(reported: Any) -> Usage | None:

@@ -26,7 +26,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from email.utils import parsedate_to_datetime
 from itertools import groupby
-from typing import Any, ClassVar
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -56,6 +56,7 @@ from contextd.settings import SettingsError, environment_name
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 MESSAGE_CHARS_MAX = 500
 RETRY_AFTER_S_MAX = 3600.0
+AFTER_LAST_WORD_S = 5.0  # for the usage, which comes after the model has said why it stopped
 
 _NO_KEY = "none"  # local servers ask for no key, but the SDK insists on one
 _SENT_ROLES = (Role.SYSTEM, Role.USER, Role.ASSISTANT)
@@ -75,7 +76,7 @@ class OpenAIProvider:
     the server is OpenAI's, and a key is needed. Raises `SettingsError` for a URL or key of wrong form.
     """
 
-    name: ClassVar[str] = "openai"
+    name = "openai"
 
     def __init__(
         self, *, base_url: str | None, api_key: str | None, model: str | None, timeout_s: float
@@ -107,7 +108,7 @@ class OpenAIProvider:
         async with chunks:
             answer = Answer()
             try:
-                async for chunk in chunks:
+                async for chunk in _until_silent(chunks, answer):
                     for event in answer.read(chunk):
                         yield event
             except OpenAIError as error:
@@ -247,6 +248,21 @@ class _ChunkStream(AsyncStream[object]):
                 self.begun = True
                 self.done = event.data.startswith("[DONE]")
                 yield event
+
+
+async def _until_silent(chunks: _ChunkStream, answer: Answer) -> AsyncIterator[object]:
+    """The chunks, until there are no more, or none comes soon after the model's last word.
+
+    Some servers leave the stream open then; a complete answer should not end in a time-out.
+    """
+    while True:
+        limit_s = None if answer.finish_reason is None else AFTER_LAST_WORD_S
+        try:
+            async with asyncio.timeout(limit_s):
+                chunk = await anext(chunks)
+        except (StopAsyncIteration, TimeoutError):
+            return
+        yield chunk
 
 
 class _Model(msgspec.Struct):

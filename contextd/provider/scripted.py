@@ -13,7 +13,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from typing import Annotated, Any, ClassVar, TypeAlias, assert_never
+from typing import Annotated, Any, TypeAlias, assert_never
 
 import msgspec
 from msgspec import Meta
@@ -167,7 +167,7 @@ class ScriptedProvider:
     `sleep` and `clock` (seconds, monotonic) are arguments so that tests own the time.
     """
 
-    name: ClassVar[str] = "scripted"
+    name = "scripted"
 
     def __init__(
         self, *, rate: float, sleep: Sleep = asyncio.sleep, clock: Clock = time.monotonic

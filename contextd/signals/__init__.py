@@ -1,8 +1,9 @@
 """Signals: how far things have got, told to whoever watches, and never any text (§4)."""
 
+from contextd.signals.backlog import Change, Stats
 from contextd.signals.frames import Closing, Head, Level, Standing, cursor, parse_cursor
 from contextd.signals.hub import Hub, Watch
-from contextd.signals.reader import Change, Reader, Stats
+from contextd.signals.reader import Reader
 
 __all__ = [
     "Change",

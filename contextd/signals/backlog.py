@@ -210,8 +210,62 @@ class Backlog:
         clean: list[str] = []
         unsent = held = next_due = NEVER
         for message_id, track in self.waiting.items():
-            if track.due <= now and len(deltas) + len(done) < BLOCK_FRAMES_MAX:
-                if track.head is not None:
-                    deltas.append(self._send_delta(track, track.head, now))
-                if _is_done(track, now):
-            ...
+            closing = track.closing
+            if len(deltas) + len(done) < BLOCK_FRAMES_MAX:
+                if track.head is not None and track.due <= now:
+                    deltas.append(track.head.data(self._named))
+                    track.sent = track.head.position
+                    track.due = now + self._throttle_s
+                    track.head = None
+                if track.head is None and (
+                    closing is None or not closing.final or track.due <= now
+                ):
+                    clean.append(message_id)
+                    if closing is not None:
+                        done.append(closing)
+                    continue
+            next_due = min(next_due, track.due)
+            if closing is not None:
+                unsent = min(unsent, closing.revision)
+                held = min(held, closing.revision) if closing.holds else held
+        for message_id in clean:
+            if self.waiting.pop(message_id).closing is not None:
+                del self._tracks[message_id]
+        self._held, self.next_due = held, next_due
+        return deltas, done, unsent
+
+    def _states(self) -> list[bytes]:
+        """The newest state that no waiting completion holds back, if there is one."""
+        state, later = self._state, self._later
+        if later is not None and later.revision < self._held:
+            self._stats.merged += 1
+            state, later = later, None
+        elif state is None or state.revision >= self._held:
+            return []
+        self._state, self._later = later, None
+        self._state_sent = state.revision
+        self.ended = state.last
+        return [state.data(self._named)]
+
+    def _with_id(self, frames: list[bytes], unsent: float) -> list[bytes]:
+        """`frames`, which end with a completion or a state, with an id if one is due (§4.1).
+
+        Each revision has a state, so what is sent in full ends at the last state's revision, before
+        the first completion that waits, and where the revisions published have a hole.
+        """
+        through = self._progress.through
+        if frames and through is not None:
+            revision = min(self._state_sent, through, unsent - 1)
+            if revision > self._cursor:
+                self._cursor = int(revision)
+                frames[-1] = self._progress.id_line(self._cursor) + frames[-1]
+        return frames
+
+
+def _is_covered(track: _Track, is_open: bool, revision: int) -> bool:
+    """Whether the snapshot at `revision` says all there is to say of `track`'s message."""
+    if track.closing is not None:
+        return track.closing.revision <= revision
+    if is_open:
+        return False
+    return track.head is None or track.head.opened_revision <= revision

@@ -17,8 +17,9 @@ from types import TracebackType
 from typing import Final, Self
 
 from contextd.core.signal import DELETED_STATE
+from contextd.signals.backlog import Stats
 from contextd.signals.frames import Closing, Completion, Delta, Head, Progress, Standing, State
-from contextd.signals.reader import Desk, Reader, Stats
+from contextd.signals.reader import Desk, Reader
 from contextd.signals.wheel import Wheel
 
 # How many closed messages a watched context remembers, so that what another process said before the
@@ -256,7 +257,7 @@ class Hub:
         for reader in tuple(topic.readers):
             for completion in completions:
                 reader.offer_completion(completion, now)
-            reader.offer_state(state)
+            reader.offer_state(state, now)
 
     def _ask_if_gap(self, context_id: str, topic: _Topic) -> None:
         if topic.progress.gap and not topic.asked:

@@ -1,7 +1,7 @@
 """contextd in this process, without a socket, over both databases."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import pytest
@@ -26,7 +26,7 @@ class HeldProvider:
         for event in events:
             self._events.put_nowait(TextDelta(event) if isinstance(event, str) else event)
 
-    async def stream(self, request: ModelRequest) -> AsyncIterator[Event]:
+    async def stream(self, request: ModelRequest) -> AsyncGenerator[Event, None]:
         self.requests.append(request)
         self.closed.clear()
         self.asked.set()

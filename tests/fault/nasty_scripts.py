@@ -92,6 +92,8 @@ class Script:
 
     def explains(self, found: list[Reply]) -> bool:
         """Whether `found` is what one attempt had written when it was broken off anywhere."""
+        if not found:
+            return True
         if len(found) > len(self.replies):
             return False
         *whole, last = found
@@ -147,7 +149,8 @@ def _add_step(
         case "chunks":
             chunks = [_chunk(random) for _ in range(min(left, random.randint(1, 40)))]
             steps.append({"chunks": chunks})
-            written += [("text", chunk) for chunk in chunks]
+            # A model's U+0000 is stored as U+FFFD (§3.1).
+            written += [("text", chunk.replace("\x00", "\ufffd")) for chunk in chunks]
         case "repeat":
             times, chunk = min(left, random.randint(1, 200)), random.choice(NASTY)
             steps.append({"repeat": times, "text": chunk})
@@ -162,7 +165,7 @@ def _add_step(
 
 def _chunk(random: Random) -> str:
     pieces = random.choices(NASTY, k=random.choice((1, 1, 1, 2, 3)))
-    return "".join(pieces)
+    return ("\x00" if random.random() < 0.01 else "").join(pieces)
 
 
 def _break(

@@ -1,0 +1,87 @@
+"""`serve`: an option for every setting, made from the settings themselves."""
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args, get_origin
+
+import msgspec
+import rich_click as click
+
+from contextd.settings import NAMES, SECRETS, Settings, environment_name, load
+
+DESCRIPTIONS = {
+    "host": "The address to listen on.",
+    "port": "The port to listen on; 0 takes a free one.",
+    "allow_remote": "Serve other machines, without any authentication.",
+    "allowed_hosts": "Host names to answer to, besides its own; comma-separated.",
+    "cors_origins": "Browser origins to allow, besides those on loopback; comma-separated.",
+    "database": "Where contexts are kept: a URL of SQLAlchemy with an async driver.",
+    "readers": "Database connections for reading.",
+    "provider": "Who writes the answers where a context names nobody.",
+    "model": "The model to ask where a context names none.",
+    "system_prompt": "The system prompt where a context has none.",
+    "scripted_rate": "Chunks a second of the scripted provider; 0 is as fast as it can.",
+    "openai_base_url": "The address of a server that speaks the Chat Completions API.",
+    "openai_api_key": "The key for that server.",
+    "token_timeout_s": "Seconds without a token after which an attempt has failed.",
+    "turn_timeout_s": "Seconds of work after which a turn has failed.",
+    "attempts_max": "Attempts at a turn whose errors may pass.",
+    "backoff_initial_s": "Seconds before the second attempt; doubled for each one more.",
+    "backoff_max_s": "The longest wait between two attempts, in seconds.",
+    "lease_s": "Seconds until another process takes over a turn whose process is silent.",
+    "queue_max": "Messages that may wait in one context.",
+    "heartbeat_s": "Seconds of silence on a stream before a heartbeat is sent.",
+    "throttle_ms": "The least time between two signals of growth of one message.",
+    "slow_reader_s": "Seconds after which a reader that takes nothing is disconnected.",
+    "reader_pending_max": "Messages that may wait for one reader before it is disconnected.",
+    "streams_max": "Streams that may be open at the same time.",
+    "poll_s": "Seconds between looks at what other processes have written.",
+    "request_bytes_max": "The largest request, in bytes.",
+    "chunk_bytes_max": "The largest chunk, in bytes of UTF-8.",
+    "pull_bytes_max": "The most text in one answer, in bytes.",
+    "waiting_pulls_max": "Pulls that may wait for new text at the same time.",
+    "writer_queue_max": "Writes that may wait for the database before requests are refused.",
+    "tail_bytes_max": "Memory for the newest text, in bytes.",
+    "shutdown_s": "Seconds that open requests have to end when the server stops.",
+    "log_level": "What is worth a line in the log.",
+    "log_format": "How a line of the log looks.",
+}
+
+
+def _metavar(field: msgspec.structs.FieldInfo) -> str:
+    choices = get_args(field.type) if get_origin(field.type) is Literal else ()
+    return "|".join(choices) or type(field.default).__name__.replace("NoneType", "text").upper()
+
+
+def _option(field: msgspec.structs.FieldInfo) -> Callable[[Any], Any]:
+    """Values stay text: `load` converts and checks them like those of the environment."""
+    name = field.name.replace("_", "-")
+    described = DESCRIPTIONS[field.name]
+    if isinstance(field.default, bool):
+        return click.option(f"--{name}/--no-{name}", default=None, help=described)
+    default = "" if field.default in {None, ()} else f"  [default: {field.default}]"
+    return click.option(f"--{name}", metavar=_metavar(field), help=described + default)
+
+
+def _every_setting(command: Callable[..., int]) -> Callable[..., int]:
+    """Secrets are left to the environment: command lines are there for all to see."""
+    for field in reversed(msgspec.structs.fields(Settings)):
+        if field.name not in SECRETS:
+            command = _option(field)(command)
+    return command
+
+
+_SECRET_HELP = "; ".join(
+    f"{environment_name(name)}: {DESCRIPTIONS[name]}" for name in NAMES if name in SECRETS
+)
+
+
+@click.command(
+    epilog=f"Every option is also CONTEXTD_… in the environment. Only there: {_SECRET_HELP}"
+)
+@_every_setting
+def serve(**given: Any) -> int:
+    """Serve until SIGTERM or Ctrl-C. Upgrades its database first."""
+    settings = load(overrides=given)
+    from contextd.app import run  # noqa: PLC0415 - the server's parts take a second to load
+
+    return run(settings)
