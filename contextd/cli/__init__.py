@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     terminal.tolerate_any_encoding()
     try:
         code = cli.main(argv, prog_name="contextd", standalone_mode=False)
-    except click.exceptions.Abort:
+    except click.Abort:
         return INTERRUPTED
     except click.ClickException as error:
         terminal.complain(f"{error.format_message()} {_where_to_look(error)}")

@@ -37,13 +37,16 @@ ENDED = frozenset({TurnStatus.COMPLETED, TurnStatus.CANCELLED, TurnStatus.FAILED
 @click.option("--no-wait", is_flag=True, help="Do not wait for the answer.")
 @options.as_json
 @options.url
-def send(context_id: str, text: str, create: bool, no_wait: bool, as_json: bool, url: str) -> int:
+def send(
+    *, context_id: str, text: str, create: bool, no_wait: bool, as_json: bool, url: str
+) -> int:
     """Send TEXT (`-`: standard input, as it is) and print the answer as it is written.
 
     Into a pipe goes the answer's text and nothing else, each message once it is complete. The exit
     code is 0 if the turn completed, 1 if it failed or was cancelled. Ctrl-C cancels it.
     """
-    return run(_send(url, context_id, _given(text), create, no_wait, as_json))
+    given = _given(text)
+    return run(_send(context_id, given, create=create, no_wait=no_wait, as_json=as_json, url=url))
 
 
 def _given(text: str) -> str:
@@ -55,7 +58,7 @@ def _given(text: str) -> str:
 
 
 async def _send(
-    url: str, context_id: str, text: str, create: bool, no_wait: bool, as_json: bool
+    context_id: str, text: str, *, create: bool, no_wait: bool, as_json: bool, url: str
 ) -> int:
     terminal = Terminal()
     async with Client(url) as client:
@@ -75,7 +78,8 @@ async def _send(
     if turn.status == TurnStatus.COMPLETED:
         return 0
     reason = f": {turn.error.message} ({turn.error.type})" if turn.error else ""
-    complain(f"the turn {'was' if turn.status == 'cancelled' else 'has'} {turn.status}{reason}")
+    verb = "was" if turn.status == TurnStatus.CANCELLED else "has"
+    complain(f"the turn {verb} {turn.status}{reason}")
     return 1
 
 

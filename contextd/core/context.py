@@ -54,15 +54,15 @@ class ContextRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 class ContextPatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`PATCH /contexts/{id}`: a JSON merge patch; null puts a member back to its default."""
 
-    title: Label | None | UnsetType = UNSET
-    mode: Mode | None | UnsetType = UNSET
-    system_prompt: Document | None | UnsetType = UNSET
-    provider: Label | None | UnsetType = UNSET
-    model: Label | None | UnsetType = UNSET
-    tools: list[Tool] | None | UnsetType = UNSET
-    approval_policy: JsonObject | None | UnsetType = UNSET
-    on_busy: OnBusy | None | UnsetType = UNSET
-    metadata: JsonObject | None | UnsetType = UNSET
+    title: Label | UnsetType | None = UNSET
+    mode: Mode | UnsetType | None = UNSET
+    system_prompt: Document | UnsetType | None = UNSET
+    provider: Label | UnsetType | None = UNSET
+    model: Label | UnsetType | None = UNSET
+    tools: list[Tool] | UnsetType | None = UNSET
+    approval_policy: JsonObject | UnsetType | None = UNSET
+    on_busy: OnBusy | UnsetType | None = UNSET
+    metadata: JsonObject | UnsetType | None = UNSET
     active_branch: Id | UnsetType = UNSET
 
 

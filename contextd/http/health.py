@@ -1,7 +1,8 @@
 """Whether the server lives, whether it can work, and its figures (§12)."""
 
+from collections import Counter
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, Protocol
 
 import msgspec
 from litestar import MediaType, Response, Router, get
@@ -14,7 +15,6 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from contextd.core.errors import Overloaded
 from contextd.http.documented import refuses
 from contextd.service import Service
-from contextd.turns import Turns
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,10 +23,22 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     status: Literal["ok"] = "ok"
 
 
+class TurnFigures(Protocol):
+    """What the agent loop counts, whoever it is."""
+
+    retries: int
+    outcomes: Counter[str]
+
+    @property
+    def running(self) -> int:
+        """Turns that this process works on."""
+        ...
+
+
 class Figures:
     """Collected when `/metrics` is asked, from counts that the rooms keep anyway: no hot path pays."""
 
-    def __init__(self, service: Service, turns: Turns) -> None:
+    def __init__(self, service: Service, turns: TurnFigures) -> None:
         self._service = service
         self._turns = turns
 
@@ -58,7 +70,7 @@ class Figures:
         yield outcomes
 
 
-def make_registry(service: Service, turns: Turns) -> CollectorRegistry:
+def make_registry(service: Service, turns: TurnFigures) -> CollectorRegistry:
     """A registry of this server alone, so that two in one process do not mix."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(Figures(service, turns))

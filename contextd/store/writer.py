@@ -40,7 +40,7 @@ GROUP_MAX = 1000  # entries in one transaction: bounds both its length and the w
 RECONNECT_WAIT_S = 0.5
 
 
-class Refused(Exception):  # noqa: N818 - an outcome that a caller expects, not a defect
+class Refused(Exception):
     """The root of expected refusals by a change that are not `ContextdError`s: not logged."""
 
 

@@ -5,7 +5,7 @@ import sys
 import tempfile
 from pathlib import Path
 from time import monotonic_ns
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import uvloop
@@ -78,8 +78,7 @@ class Puller(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Ready to pull."""
-        assert isinstance(transport, asyncio.WriteTransport)
-        self._transport = transport
+        self._transport = cast("asyncio.WriteTransport", transport)
 
     def heard(self, message_id: str, position: int, _: int) -> None:
         """A signal: there is text up to `position`."""
