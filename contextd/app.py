@@ -308,7 +308,7 @@ async def serve(settings: Settings, console: Console) -> None:
     try:
         async with running(settings) as contextd:
             config = uvicorn.Config(
-                contextd.gate,  # type: ignore[arg-type]
+                contextd.gate,
                 http=_Protocol,
                 ws="none",
                 lifespan="off",

@@ -40,9 +40,9 @@ ENDED = frozenset({TurnStatus.COMPLETED, TurnStatus.CANCELLED, TurnStatus.FAILED
 def send(
     *, context_id: str, text: str, create: bool, no_wait: bool, as_json: bool, url: str
 ) -> int:
-    """Send TEXT (`-`: standard input, as it is) and print the answer as it is written.
+    """Send TEXT and print the answer as it is written.
 
-    Into a pipe goes the answer's text and nothing else, each message once it is complete. The exit
+    TEXT `-` is standard input, as it is. Into a pipe goes the answer's text and nothing else, each message once it is complete. The exit
     code is 0 if the turn completed, 1 if it failed or was cancelled. Ctrl-C cancels it.
     """
     given = _given(text)

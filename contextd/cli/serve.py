@@ -28,6 +28,7 @@ DESCRIPTIONS = {
     "backoff_initial_s": "Seconds before the second attempt; doubled for each one more.",
     "backoff_max_s": "The longest wait between two attempts, in seconds.",
     "lease_s": "Seconds until another process takes over a turn whose process is silent.",
+    "history_bytes_max": "The most of a conversation that is sent to a model, in bytes.",
     "queue_max": "Messages that may wait in one context.",
     "heartbeat_s": "Seconds of silence on a stream before a heartbeat is sent.",
     "throttle_ms": "The least time between two signals of growth of one message.",
@@ -46,16 +47,18 @@ DESCRIPTIONS = {
     "log_format": "How a line of the log looks.",
 }
 
+METAVARS: dict[type, str] = {int: "INTEGER", float: "NUMBER", tuple: "NAMES"}
+
 
 def _metavar(field: msgspec.structs.FieldInfo) -> str:
     choices = get_args(field.type) if get_origin(field.type) is Literal else ()
-    return "|".join(choices) or type(field.default).__name__.replace("NoneType", "text").upper()
+    return "|".join(choices) or METAVARS.get(type(field.default), "TEXT")
 
 
 def _option(field: msgspec.structs.FieldInfo) -> Callable[[Any], Any]:
     """Values stay text: `load` converts and checks them like those of the environment."""
     name = field.name.replace("_", "-")
-    described = DESCRIPTIONS[field.name]
+    described = DESCRIPTIONS.get(field.name, "")  # a test keeps it complete
     if isinstance(field.default, bool):
         return click.option(f"--{name}/--no-{name}", default=None, help=described)
     default = "" if field.default in {None, ()} else f"  [default: {field.default}]"

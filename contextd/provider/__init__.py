@@ -7,7 +7,7 @@ then let go of its connection within 250 ms (§6).
 """
 
 from collections.abc import AsyncGenerator
-from typing import ClassVar, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import msgspec
 
@@ -93,7 +93,10 @@ class FatalError(ProviderError):
 class Provider(Protocol):
     """Streams a model's answer."""
 
-    name: ClassVar[str]
+    @property
+    def name(self) -> str:
+        """What contexts and settings call it."""
+        ...
 
     def stream(self, request: ModelRequest) -> AsyncGenerator[Event, None]:
         """The answer to `request`, as it comes. Raises `ProviderError`. Cancellation-safe."""
