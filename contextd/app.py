@@ -6,28 +6,19 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import structlog
 import uuid_utils
 import uvicorn
-from litestar import Litestar
-from litestar.datastructures import State
-from litestar.di import Provide
 from rich.console import Console
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from contextd import __version__
-from contextd.http import contexts, health, messages, openapi
-from contextd.http import turns as turn_routes
-from contextd.http.bare import BareRoutes
-from contextd.http.content import PullContent
-from contextd.http.gate import LOOPBACK_NAMES, Gate
-from contextd.http.problems import EXCEPTION_HANDLERS
-from contextd.http.query import check_request
-from contextd.http.stream import StreamSignals
+from contextd.http.application import make_application
+from contextd.http.gate import LOOPBACK_NAMES
 from contextd.log import configure_logging
 from contextd.provider import Provider
 from contextd.provider.openai import OpenAIProvider
@@ -48,7 +39,6 @@ log = structlog.get_logger(__name__)
 # Objects live long here and cycles are rare: fewer, later collections cut the worst delays of a
 # thousand readers from 57 to 11 ms.
 GC_THRESHOLDS = (50_000, 20, 1000)
-ROUTERS = (contexts.router, messages.router, turn_routes.router, health.router)
 BACKLOG = 4096
 KEEP_ALIVE_S = 75
 
@@ -57,20 +47,18 @@ class Contextd:
     """Everything that runs: the service, the agent loop, and the application around them."""
 
     def __init__(
-        self, *, settings: Settings, service: Service, turns: Turns, reader: Reader
+        self,
+        *,
+        settings: Settings,
+        service: Service,
+        turns: Turns,
+        reader: Reader,
+        providers: Sequence[str],
     ) -> None:
         self.settings = settings
         self.service = service
         self.turns = turns
-        self.gate = Gate(
-            BareRoutes(
-                make_litestar(settings, service, turns, reader),
-                content=PullContent(service.content),
-                stream=StreamSignals(service.streams, settings),
-            ),
-            allowed_hosts=(settings.host, *settings.allowed_hosts),
-            cors_origins=settings.cors_origins,
-        )
+        self.gate = make_application(settings, service, turns, reader, providers)
 
     def farewell(self) -> None:
         """Ends every stream cleanly; called on the loop when the process is told to stop."""
@@ -150,7 +138,13 @@ async def running(
             asyncio.create_task(service.streams.keep_in_step(), name="streams-keep-in-step"),
             asyncio.create_task(service.contexts.purge(), name="contexts-purge"),
         ]
-        yield Contextd(settings=settings, service=service, turns=turns, reader=reader)
+        yield Contextd(
+            settings=settings,
+            service=service,
+            turns=turns,
+            reader=reader,
+            providers=sorted(in_use),
+        )
     finally:
         hub.close_all()
         for task in background:
@@ -177,7 +171,11 @@ def make_service(
     return Service(
         ledger=ledger,
         contexts=Contexts(
-            ledger, reader, default_provider=settings.provider, providers=sorted(providers)
+            ledger,
+            reader,
+            default_provider=settings.provider,
+            providers=sorted(providers),
+            metadata_bytes_max=settings.metadata_bytes_max,
         ),
         messages=Messages(
             ledger,
@@ -185,6 +183,7 @@ def make_service(
             steps,
             queue_max=settings.queue_max,
             page_bytes_max=settings.pull_bytes_max,
+            metadata_bytes_max=settings.metadata_bytes_max,
         ),
         content=Content(
             ledger,
@@ -196,42 +195,6 @@ def make_service(
         steps=steps,
         streams=Streams(ledger, reader, streams_max=settings.streams_max, poll_s=settings.poll_s),
     )
-
-
-def make_litestar(settings: Settings, service: Service, turns: Turns, reader: Reader) -> Litestar:
-    """The application: routes, their dependencies, and how they refuse."""
-    rooms = {
-        "contexts": service.contexts,
-        "messages": service.messages,
-        "content": service.content,
-        "records": service.records,
-        "steps": service.steps,
-    }
-    dependencies = {name: _given(room) for name, room in rooms.items()}
-    return Litestar(
-        route_handlers=[*ROUTERS, openapi.get_document],
-        dependencies=dependencies,
-        exception_handlers=EXCEPTION_HANDLERS,
-        guards=[check_request],
-        openapi_config=None,
-        request_max_body_size=settings.request_bytes_max,
-        state=State(
-            {
-                "service": service,
-                "reader": reader,
-                "openapi_document": openapi.make_document(ROUTERS, dependencies),
-                "registry": health.make_registry(service, turns),
-                "request_bytes_max": settings.request_bytes_max,
-            }
-        ),
-        # Litestar's own logging would write what it was given: requests hold chat text.
-        logging_config=None,
-        debug=False,
-    )
-
-
-def _given(room: object) -> Provide:
-    return Provide(lambda: room, sync_to_thread=False, use_cache=True)
 
 
 class _Protocol(HttpToolsProtocol):

@@ -66,6 +66,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     # Limits of requests and answers (§3.3, §7).
     request_bytes_max: Bytes = 10 * 1024 * 1024
     chunk_bytes_max: Bytes = 64 * 1024
+    metadata_bytes_max: Bytes = 64 * 1024
     pull_bytes_max: Bytes = 1024 * 1024
     waiting_pulls_max: Count = 10_000
     writer_queue_max: Count = 20_000

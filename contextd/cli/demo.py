@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.text import Text as Styled
 
 from contextd.cli.terminal import complain, run
-from contextd.client import Client, Closed, Disconnected, Restarted, Text
+from contextd.client import Client, Closed, Current, Disconnected, Restarted, Text
 from contextd.client.errors import patiently
 from contextd.core import signal
 from contextd.core.message import MessageStatus, Role
@@ -31,11 +31,12 @@ QUESTION = (
 ANSWER = f"You said: {QUESTION}"
 CHUNKS_A_SECOND = 16
 KILL_AT_CHUNK = 20
-THROTTLE_MS = 250  # slow, so that a person can read along
+THROTTLE_MS = 200  # slow, so that a person can read along
 START_WAIT_S = 20.0
 DEMO_MAX_S = 60.0
 CONTEXT_ID = "demo"
-LEFT_WIDTH = 58
+LEFT_WIDTH = 50
+LOST = "        (no connection)"
 
 
 @click.command()
@@ -65,7 +66,7 @@ async def _play(server: "_Server", stage: "_Stage") -> int:
         await server.start(client)
         context = await client.create_context(id=CONTEXT_ID, title="A demonstration")
         stage.scene(f"a message is sent to process {server.pid}; two readers watch")
-        stage.row("reader 1: signals, no text", "reader 2: the text it pulls after each")
+        stage.row("reader 1: signals, no text", "reader 2: the text it pulls")
         reader = _Reader(stage)
         async with _watching_signals(client, context.stream_cursor, stage):
             await client.send(CONTEXT_ID, QUESTION)
@@ -89,7 +90,7 @@ async def _watch_signals(client: Client, cursor: str, stage: "_Stage") -> None:
     async with aclosing(signals):
         async for told in signals:
             if isinstance(told, Disconnected):
-                stage.row("(no connection)", "")
+                stage.lose()
             else:
                 stage.signal(told)
 
@@ -100,7 +101,7 @@ class _Reader:
     def __init__(self, stage: "_Stage") -> None:
         self.texts: dict[str, str] = {}
         self.pulls = 0
-        self.reconnects = 0
+        self.attached = 0
         self._stage = stage
 
     async def read_until_killed(self, client: Client, cursor: str, server: "_Server") -> None:
@@ -116,10 +117,10 @@ class _Reader:
                             killing = asyncio.create_task(self._kill(client, server, event))
                     case Restarted():
                         self.texts.pop(event.message_id, None)
-                    case Disconnected():
-                        self.reconnects += 1
+                    case Current():
+                        self.attached += 1
                     case Closed(role=Role.ASSISTANT):
-                        self._stage.row("", f"[{event.status} at {event.final_sequence}]")
+                        self._stage.text(f"[{event.status} at {event.final_sequence}]")
                         if event.status != MessageStatus.INTERRUPTED:
                             break
                     case _:
@@ -130,7 +131,7 @@ class _Reader:
     def _append(self, event: Text) -> None:
         self.pulls += 1
         self.texts[event.message_id] = self.texts.get(event.message_id, "") + event.content
-        self._stage.row("", event.content)
+        self._stage.text(event.content)
 
     async def _kill(self, client: Client, server: "_Server", event: Text) -> None:
         dead = server.pid
@@ -150,7 +151,7 @@ async def _conclude(client: Client, stage: "_Stage", reader: _Reader) -> int:
     stage.scene("what was seen")
     stage.fact("signals", f"{stage.signals}, the largest {stage.signal_bytes_max} bytes, no text")
     stage.fact("pulls with text", str(reader.pulls))
-    stage.fact("connections lost", str(reader.reconnects))
+    stage.fact("reconnects", str(reader.attached - 1))
     stage.fact("attempts", f"{len(reader.texts)}{', one broken off by the kill' if broken else ''}")
     stage.fact("characters", str(len(ANSWER)))
     stage.fact("text equal", "yes" if exact else "NO")
@@ -227,14 +228,35 @@ class _Stage:
 
     def __init__(self) -> None:
         self._console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self._left = ""
+        self._lost = False
         self.signals = 0
         self.signal_bytes_max = 0
 
     def scene(self, title: str) -> None:
+        self._flush()
         self._console.print(Styled(f"\n── {title}", style="bold"))
 
+    def text(self, right: str) -> None:
+        """Stands beside the signal that it was pulled after."""
+        left, self._left = self._left, ""
+        self.row(left, right)
+
+    def lose(self) -> None:
+        """Said once, however often it is tried."""
+        if not self._lost:
+            self._flush()
+            self.row(LOST, "")
+        self._lost = True
+
+    def _flush(self) -> None:
+        if self._left:
+            self.row(self._left, "")
+        self._left = ""
+
     def row(self, left: str, right: str) -> None:
-        self._console.print(Styled(f"{left:<{LEFT_WIDTH}}", "cyan"), Styled(right), sep="  ")
+        left = f"{left:<{LEFT_WIDTH}}  " if right else left
+        self._console.print(Styled(left, "cyan"), Styled(right), sep="")
 
     def fact(self, name: str, value: str) -> None:
         self._console.print(Styled(f"  {name:<18}", "dim"), Styled(value), sep="")
@@ -243,15 +265,17 @@ class _Stage:
         size = len(msgspec.json.encode(told))
         self.signals += 1
         self.signal_bytes_max = max(self.signal_bytes_max, size)
-        self.row(f"{size:>4} B  {_describe(told)}", "")
+        self._flush()
+        self._lost = False
+        self._left = f"{size:>4} B  {_describe(told)}"
 
 
 def _describe(told: signal.Signal) -> str:
     match told:
         case signal.ContentDelta():
-            return f"content_delta      {told.role}: there are {told.current_sequence}"
+            return f"content_delta      {told.role} at {told.current_sequence}"
         case signal.MessageCompleted():
-            return f"message_completed  {told.role}: {told.status} at {told.final_sequence}"
+            return f"message_completed  {told.role} {told.status} at {told.final_sequence}"
         case signal.StateChanged():
             return f"state_changed      {told.new_state}"
         case signal.Heartbeat():

@@ -34,7 +34,9 @@ ENDED = frozenset({TurnStatus.COMPLETED, TurnStatus.CANCELLED, TurnStatus.FAILED
 @options.context_id
 @click.argument("text")
 @click.option("--create", is_flag=True, help="Create the context first if there is none.")
-@click.option("--no-wait", is_flag=True, help="Do not wait for the answer.")
+@click.option(
+    "--no-wait", is_flag=True, help="Print the turn's id, and do not wait for the answer."
+)
 @options.as_json
 @options.url
 def send(
@@ -42,8 +44,9 @@ def send(
 ) -> int:
     """Send TEXT and print the answer as it is written.
 
-    TEXT `-` is standard input, as it is. Into a pipe goes the answer's text and nothing else, each message once it is complete. The exit
-    code is 0 if the turn completed, 1 if it failed or was cancelled. Ctrl-C cancels it.
+    TEXT `-` is standard input, as it is. Into a pipe goes the answer's text and nothing else, each
+    message once it is complete. The exit code is 0 if the turn completed, 1 if it failed or was
+    cancelled. Ctrl-C cancels it.
     """
     given = _given(text)
     return run(_send(context_id, given, create=create, no_wait=no_wait, as_json=as_json, url=url))
@@ -66,8 +69,7 @@ async def _send(
         cursor = await _cursor(client, context_id, create)
         answer = await client.send(context_id, text)
         if no_wait:
-            if as_json:
-                terminal.line(answer)
+            terminal.line(answer) if as_json else terminal.write(f"{answer.turn_id}\n")
             return 0
         show = _choose_display(terminal, as_json)
         turn = await _until_end(client, answer, cursor, show)

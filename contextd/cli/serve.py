@@ -38,6 +38,7 @@ DESCRIPTIONS = {
     "poll_s": "Seconds between looks at what other processes have written.",
     "request_bytes_max": "The largest request, in bytes.",
     "chunk_bytes_max": "The largest chunk, in bytes of UTF-8.",
+    "metadata_bytes_max": "The largest metadata of a context or a message, in bytes of JSON.",
     "pull_bytes_max": "The most text in one answer, in bytes.",
     "waiting_pulls_max": "Pulls that may wait for new text at the same time.",
     "writer_queue_max": "Writes that may wait for the database before requests are refused.",

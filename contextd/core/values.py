@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 ID_PATTERN = "^[A-Za-z0-9_.:-]{1,64}$"
-WORD_PATTERN = "^[a-z][a-z0-9_]{0,63}$"
+WHOLE_ID_PATTERN = r"^[A-Za-z0-9_.:-]{1,64}\Z"  # in Python `$` would let a last newline pass
 SEQUENCE_MAX = 2**53 - 1  # beyond this a JavaScript client could not hold the number exactly
 LABEL_CHARS_MAX = 512
 DOCUMENT_CHARS_MAX = 262_144
@@ -14,8 +14,14 @@ DOCUMENT_CHARS_MAX = 262_144
 # Text may hold any Unicode but U+0000, which PostgreSQL cannot store (§3.1).
 NO_NUL_PATTERN = "^[^\\u0000]*$"
 
-Id = Annotated[str, Meta(pattern=ID_PATTERN, description="1 to 64 of A-Z a-z 0-9 _ . : -")]
-Word = Annotated[str, Meta(pattern=WORD_PATTERN, description="A lower-case word")]
+Id = Annotated[
+    str,
+    Meta(
+        pattern=WHOLE_ID_PATTERN,
+        description="1 to 64 of A-Z a-z 0-9 _ . : -",
+        extra_json_schema={"pattern": ID_PATTERN},
+    ),
+]
 Label = Annotated[str, Meta(pattern=NO_NUL_PATTERN, max_length=LABEL_CHARS_MAX)]
 Document = Annotated[str, Meta(pattern=NO_NUL_PATTERN, max_length=DOCUMENT_CHARS_MAX)]
 Content = Annotated[str, Meta(pattern=NO_NUL_PATTERN, min_length=1)]

@@ -5,13 +5,14 @@ one whose path has parameters (a KeyError on the method), so they are matched he
 """
 
 import re
+from collections.abc import Sequence
 from typing import Protocol
 
 import structlog
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
-from contextd.core.errors import ContextdError, InternalError, MethodNotAllowed
+from contextd.core.errors import ContextdError, InternalError, MethodNotAllowed, NotFound
 from contextd.http.problems import send_problem
 
 log = structlog.get_logger(__name__)
@@ -34,15 +35,30 @@ class BareRoute(Protocol):
 class BareRoutes:
     """Passes two paths to their routes and everything else to the application."""
 
-    def __init__(self, app: ASGIApp, *, content: BareRoute, stream: BareRoute) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        content: BareRoute,
+        stream: BareRoute,
+        methods: Sequence[tuple[re.Pattern[str], str]],
+    ) -> None:
+        """`methods`: for each path of the whole server a pattern and what `Allow` says there."""
         self._app = app
         self._content = content
         self._stream = stream
+        self._methods = methods
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers, or passes on."""
-        found = _PATH.fullmatch(scope["path"]) if scope["type"] == ScopeType.HTTP else None
-        if found is None or scope["type"] != ScopeType.HTTP or scope["method"] == "OPTIONS":
+        if scope["type"] != ScopeType.HTTP:
+            await self._app(scope, receive, send)
+            return
+        if scope["method"] == "OPTIONS":
+            await self._answer_options(scope, send)
+            return
+        found = _PATH.fullmatch(scope["path"])
+        if found is None:
             await self._app(scope, receive, send)
             return
         context_id, message_id = found.groups()
@@ -52,6 +68,16 @@ class BareRoutes:
         else:
             scope["path_params"] = {"context_id": context_id, "message_id": message_id}
             await _answer(self._content, scope, receive, send)
+
+    async def _answer_options(self, scope: HTTPScope, send: Send) -> None:
+        """Litestar names only the method that it met first on a path."""
+        for pattern, allow in self._methods:
+            if pattern.fullmatch(scope["path"]):
+                fields = [(b"allow", allow.encode())]
+                await send({"type": "http.response.start", "status": 204, "headers": fields})
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+                return
+        await send_problem(send, NotFound("There is nothing at this path."))
 
 
 async def _answer(route: BareRoute, scope: HTTPScope, receive: Receive, send: Send) -> None:

@@ -12,9 +12,7 @@ from contextd.http.problems import PROBLEM_MEDIA_TYPE
 PAGE_MAX = 1000
 
 Limit = Annotated[int, QueryParameter(ge=1, le=PAGE_MAX, description="Items of a page")]
-Cursor = Annotated[
-    str | None, QueryParameter(max_length=200, description="`next_cursor` of the page before")
-]
+Cursor = Annotated[str | None, QueryParameter(description="`next_cursor` of the page before")]
 Position = Annotated[
     int,
     QueryParameter(

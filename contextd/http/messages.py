@@ -6,9 +6,8 @@ from litestar import Response, Router, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody, QueryParameter
 
-from contextd.core.errors import InvalidRequest
 from contextd.core.message import ChunkPage, Message, MessagePage, SendAnswer, SendRequest
-from contextd.core.values import ID_PATTERN, SEQUENCE_MAX
+from contextd.core.values import SEQUENCE_MAX
 from contextd.http.documented import Cursor, Limit, Position, refuses
 from contextd.service import Content, Messages
 
@@ -33,13 +32,13 @@ async def send_message(
 async def list_messages(
     messages: NamedDependency[Messages],
     context_id: FromPath[str],
-    branch: Annotated[str | None, QueryParameter(pattern=ID_PATTERN)] = None,
+    branch: Annotated[str | None, QueryParameter(description="Not the active one")] = None,
     since_revision: Annotated[int | None, QueryParameter(ge=0, le=SEQUENCE_MAX)] = None,
     include: Annotated[Literal["content"] | None, QueryParameter()] = None,
     limit: Limit = 100,
     cursor: Cursor = None,
 ) -> MessagePage:
-    """A branch in conversation order, or with `since_revision` what has changed since."""
+    """A branch in conversation order, or with `since_revision` what has changed since, on any."""
     if since_revision is None:
         return await messages.list(
             context_id,
@@ -47,10 +46,6 @@ async def list_messages(
             cursor=cursor,
             limit=limit,
             include_content=include is not None,
-        )
-    if branch is not None:
-        raise InvalidRequest.of(
-            "branch", "cannot stand beside since_revision: it lists all branches"
         )
     return await messages.list_changed(
         context_id,

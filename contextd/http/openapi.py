@@ -5,8 +5,9 @@ made from an application of its own, in which those two stand as ordinary handle
 called; what runs and what is described share parameters and types.
 """
 
+import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from litestar import Litestar, MediaType, Response, Router, get, head
@@ -18,8 +19,11 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.params import FromPath, QueryParameter
 
 from contextd import __version__
+from contextd.core import context, machine, message, turn
 from contextd.core.message import Pull
+from contextd.core.signal import Signal
 from contextd.core.values import SEQUENCE_MAX
+from contextd.http import documented, health
 from contextd.http.content import WAIT_S_MAX
 from contextd.http.documented import Position, refuses
 
@@ -98,7 +102,9 @@ _CONFIG = OpenAPIConfig(
 )
 
 
-def make_document(routers: Sequence[Router], dependencies: Mapping[str, Provide]) -> bytes:
+def make_document(
+    routers: Sequence[Router], dependencies: Mapping[str, Provide], providers: Sequence[str]
+) -> dict[str, Any]:
     """The document of these routers and of the routes that are only described here."""
     described = Router(
         path="/", tags=["content"], route_handlers=[pull_content, head_content, stream_signals]
@@ -110,17 +116,75 @@ def make_document(routers: Sequence[Router], dependencies: Mapping[str, Provide]
         logging_config=None,
     )
     document: dict[str, Any] = app.openapi_schema.to_schema()
-    for path in document["paths"].values():
-        for operation in path.values():
+    schemas = document["components"]["schemas"]
+    schemas |= _decoder_schemas(schemas)
+    for name in ("ContextRequest", "ContextPatch"):
+        schemas[name]["properties"]["provider"] = {"enum": [*providers, None], "default": None}
+    for path, method in _BODY_OPTIONAL:
+        document["paths"][path][method]["requestBody"]["required"] = False
+    for path_item in document["paths"].values():
+        for operation in path_item.values():
             _tell_the_truth(operation)
-    return msgspec.json.encode(document)
+    return document
+
+
+_BODY_OPTIONAL = (("/contexts", "post"), ("/contexts/{context_id}/cancel", "post"))
+
+
+def _decoder_schemas(described: Mapping[str, Any]) -> dict[str, Any]:
+    """The schemas as msgspec, which decodes and encodes the values, has them: limits and all."""
+    types = [
+        type_
+        for module in (context, message, turn, machine, documented, health)
+        for name, type_ in vars(module).items()
+        if name in described and getattr(type_, "__module__", "").startswith("contextd.")
+    ]
+    _, schemas = msgspec.json.schema_components(
+        [*types, *get_args(Signal)], ref_template="#/components/schemas/{name}"
+    )
+    return schemas
+
+
+_EVENT = {
+    "type": "object",
+    "description": "One server-sent event; `data` is the JSON of a signal.",
+    "properties": {
+        "id": {"type": "string", "description": "A cursor"},
+        "event": {"type": "string"},
+        "data": {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": {
+                "oneOf": [
+                    {"$ref": f"#/components/schemas/{signal.__name__}"}
+                    for signal in get_args(Signal)
+                ]
+            },
+        },
+        "retry": {"type": "integer"},
+    },
+}
 
 
 def _tell_the_truth(operation: dict[str, Any]) -> None:
-    """Litestar describes a 400 of its own shape; ours are problems, where there are any."""
+    """Litestar describes a 400 of its own shape, and no stream; ours are problems and events."""
     for status, response in list(operation["responses"].items()):
-        if "application/json" in response.get("content", {}) and int(status) >= 400:
+        content = response.get("content", {})
+        if "application/json" in content and int(status) >= 400:
             del operation["responses"][status]
+        if "text/event-stream" in content and status == "200":
+            content["text/event-stream"]["schema"] = _EVENT
+
+
+def methods_of(document: Mapping[str, Any]) -> list[tuple[re.Pattern[str], str]]:
+    """For each path a pattern, and the methods that it has, as `Allow` names them."""
+    return [
+        (
+            re.compile(re.sub("{[^}]+}", "[^/]+", path)),
+            ", ".join([*(method.upper() for method in item), "OPTIONS"]),
+        )
+        for path, item in document["paths"].items()
+    ]
 
 
 @get("/schema/openapi.json", media_type=MediaType.JSON, responses=refuses())

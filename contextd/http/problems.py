@@ -33,7 +33,6 @@ from contextd.core.errors import (
     TurnNotFound,
     UnsupportedMediaType,
 )
-from contextd.core.values import ID_PATTERN, NO_NUL_PATTERN, WORD_PATTERN
 
 log = structlog.get_logger(__name__)
 
@@ -114,6 +113,11 @@ def _on_refusal(_: Request[Any, Any, Any], error: ContextdError) -> Response[byt
     return problem_response(error)
 
 
+def _on_depth(_: Request[Any, Any, Any], __: RecursionError) -> Response[bytes]:
+    """The decoder gives up on JSON that is nested a thousand deep."""
+    return problem_response(InvalidRequest.of("body", "nested too deeply"))
+
+
 def _on_http(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
     """Litestar's own refusals, in our words."""
     headers = {}
@@ -145,9 +149,8 @@ _UNKNOWN_FIELD = re.compile(r"unknown field `([^`]*)`")
 _MISSING_FIELD = re.compile(r"missing required field `([^`]*)`")
 _OTHER_NAMES = {"states": "state"}  # `state` means something else in a Litestar signature
 _PATTERNS = {
-    repr(ID_PATTERN): "must be 1 to 64 of A-Z a-z 0-9 _ . : -",
-    repr(WORD_PATTERN): "must be a lower-case word",
-    repr(NO_NUL_PATTERN): "must not contain U+0000",
+    "{1,64}": "must be 1 to 64 of A-Z a-z 0-9 _ . : -",
+    "[^\\": "must not contain U+0000",
 }
 _AT = re.compile(r" - at `\$\.?([^`]*)`$")
 
@@ -201,5 +204,6 @@ def _field_name(key: str) -> str:
 EXCEPTION_HANDLERS: ExceptionHandlersMap = {
     ContextdError: _on_refusal,
     HTTPException: _on_http,
+    RecursionError: _on_depth,
     Exception: _on_defect,
 }

@@ -186,7 +186,7 @@ class ScriptedProvider:
         pace = _Pace(self._rate, self._sleep, self._clock)
         # A turn does not answer tool calls yet. Once a request says how often it has, that round is
         # played, with ids counted on and the rate left from the rounds before.
-        playing = rounds(script)[0]
+        playing, *later = rounds(script)
         for index, step in enumerate(playing):
             match step:
                 case RateStep():
@@ -199,7 +199,7 @@ class ScriptedProvider:
                     for event in _events(step, f"call_{request.turn_id}_{index}"):
                         await pace.wait(event)
                         yield event
-        yield Finished("stop" if len(playing) == len(script) else "tool_calls")
+        yield Finished("tool_calls" if later else "stop")
 
     async def aclose(self) -> None:
         """Nothing is held between requests."""

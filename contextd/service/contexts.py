@@ -17,7 +17,7 @@ from contextd.core.context import (
     ContextPatch,
     ContextRequest,
 )
-from contextd.core.errors import FieldError, IdTaken, InvalidRequest
+from contextd.core.errors import FieldError, IdTaken, InvalidRequest, PayloadTooLarge
 from contextd.core.machine import State
 from contextd.core.values import JsonObject
 from contextd.service.ledger import Ledger
@@ -39,7 +39,7 @@ from contextd.store.tables import (
 
 PURGE_ROWS = 5000  # in one transaction, so that a large deletion does not hold the writer up
 
-_NEWEST = (2**62, 2**62)
+_NEWEST = (10**18 - 1, 10**18 - 1)
 
 
 def content_hash(value: Any) -> str:
@@ -47,20 +47,34 @@ def content_hash(value: Any) -> str:
     return hashlib.sha256(msgspec.json.encode(value, order="sorted")).hexdigest()
 
 
+def check_size(value: Any, bytes_max: int) -> None:
+    """Bounds what comes along with every list of contexts. Raises `PayloadTooLarge`."""
+    if len(msgspec.json.encode(value)) > bytes_max:
+        raise PayloadTooLarge(bytes_max)
+
+
 class Contexts:
     """Creates, reads, changes and deletes contexts."""
 
     def __init__(
-        self, ledger: Ledger, reader: Reader, *, default_provider: str, providers: Sequence[str]
+        self,
+        ledger: Ledger,
+        reader: Reader,
+        *,
+        default_provider: str,
+        providers: Sequence[str],
+        metadata_bytes_max: int,
     ) -> None:
         self._ledger = ledger
+        self._metadata_bytes_max = metadata_bytes_max
         self._reader = reader
         self._default_provider = default_provider
         self._providers = providers
 
     async def create(self, request: ContextRequest) -> tuple[Context, bool]:
-        """The context and whether it is new. Raises `IdTaken`, `InvalidRequest`."""
+        """The context and whether it is new. Raises `IdTaken`, `InvalidRequest`, `PayloadTooLarge`."""
         self._check_provider(request.provider)
+        check_size([request.metadata, request.tools], self._metadata_bytes_max)
         context_id = request.id or self._ledger.new_id()
         digest = content_hash(request)
 
@@ -108,9 +122,10 @@ class Contexts:
             if patch.active_branch is not UNSET:
                 await edit.tip(patch.active_branch)
             columns = _patched(patch, edit.row)
+            check_size([columns.get("metadata"), columns.get("tools")], self._metadata_bytes_max)
             if any(getattr(edit.row, name) != value for name, value in columns.items()):
                 edit.change(record=True)
-                edit.set(**columns)
+                edit.put(**columns)
 
         await self._ledger.edit(context_id, work)
         return await self.get(context_id)

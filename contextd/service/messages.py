@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import select
 
-from contextd.core.errors import ContextBusy, IdTaken, InvalidRequest, QueueFull
+from contextd.core.errors import ContextBusy, IdTaken, QueueFull
 from contextd.core.machine import Trigger
 from contextd.core.message import (
     Message,
@@ -14,7 +14,7 @@ from contextd.core.message import (
     SendAnswer,
     SendRequest,
 )
-from contextd.service.contexts import content_hash
+from contextd.service.contexts import check_size, content_hash
 from contextd.service.ledger import Ledger
 from contextd.service.steps import Steps, queue_length, running_turn
 from contextd.service.wire import decode_cursor, encode_cursor, message_wire
@@ -27,22 +27,29 @@ class Messages:
     """Takes messages in, and reads them."""
 
     def __init__(
-        self, ledger: Ledger, reader: Reader, steps: Steps, *, queue_max: int, page_bytes_max: int
+        self,
+        ledger: Ledger,
+        reader: Reader,
+        steps: Steps,
+        *,
+        queue_max: int,
+        page_bytes_max: int,
+        metadata_bytes_max: int,
     ) -> None:
         self._ledger = ledger
         self._reader = reader
         self._steps = steps
         self._queue_max = queue_max
         self._page_bytes_max = page_bytes_max
+        self._metadata_bytes_max = metadata_bytes_max
 
     async def send(self, context_id: str, request: SendRequest) -> SendAnswer:
         """Stores the message at once and starts, queues or refuses its turn; one transaction.
 
         A repeat with the same `message_id` and content starts nothing. Raises `ContextBusy`,
-        `QueueFull`, `IdTaken`, `BranchNotFound`, `MessageNotFound`.
+        `QueueFull`, `IdTaken`, `BranchNotFound`, `MessageNotFound`, `PayloadTooLarge`.
         """
-        if request.branch is not None and request.parent_id is not None:
-            raise InvalidRequest.of("branch", "cannot stand beside parent_id, which makes a branch")
+        check_size(request.client_metadata, self._metadata_bytes_max)
         message_id = request.message_id or self._ledger.new_id()
         turn_id = self._ledger.new_id()
         digest = content_hash([request.payload, request.role])
@@ -55,8 +62,8 @@ class Messages:
             queued = request.respond and await self._make_way(edit, request)
             branch = request.branch or edit.row.active_branch
             if request.parent_id is not None:
-                branch = await edit.fork(from_message_id=request.parent_id)
-                edit.set(active_branch=branch)
+                branch = await edit.fork(from_message_id=request.parent_id, name=request.branch)
+                edit.put(active_branch=branch)
             draft = MessageDraft(
                 id=message_id,
                 role=request.role,

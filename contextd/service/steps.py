@@ -315,7 +315,7 @@ class Steps:
         self._announce(edit, row.key, row.id, fence=row.fence)
 
     def _announce(self, edit: ContextEdit, key: int, turn_id: str, *, fence: int) -> None:
-        edit.set(active_turn_key=key)
+        edit.put(active_turn_key=key)
         edit.started_turns.append(
             StartedTurn(context_id=edit.context_id, id=turn_id, key=key, fence=fence)
         )

@@ -11,7 +11,6 @@ older one waits. An id is sent when nothing that waits belongs to it.
 No clock, no asyncio: time is an argument.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Final, TypeAlias

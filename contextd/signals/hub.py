@@ -282,16 +282,9 @@ class Watch:
     """
 
     __slots__ = (
-        "_after",
-        "_deadline",
-        "_hub",
-        "_over",
-        "_position",
-        "_waiter",
-        "alarm",
-        "context_id",
+        "_after", "_deadline", "_hub", "_over", "_position", "_waiter", "alarm", "context_id",
         "message_id",
-    )
+    )  # fmt: skip
 
     def __init__(self, hub: Hub, context_id: str, message_id: str) -> None:
         self.context_id = context_id

@@ -52,7 +52,7 @@ class Reader:
 
     __slots__ = (
         "_backlog", "_closed", "_desk", "_farewell", "_handed_at", "_heartbeat_s", "_live", "_named",
-        "_over", "_progress", "_sent_at", "_waiter", "alarm", "context_id", "on_stuck",
+        "_over", "_patient", "_progress", "_sent_at", "_waiter", "alarm", "context_id", "on_stuck",
     )  # fmt: skip
 
     def __init__(
@@ -80,6 +80,9 @@ class Reader:
         self._waiter: asyncio.Future[None] | None = None
         self._sent_at = desk.clock()
         self._handed_at: float | None = None  # since when a block is being written
+        self._patient = (
+            True  # the alarm is for a send that hangs, so it may be late for a heartbeat
+        )
         self._set_alarm(self._sent_at)
 
     # For the route.
@@ -134,8 +137,8 @@ class Reader:
             now = self._desk.clock()
             if frames := self._due(now):
                 return self._hand_over(frames, now)
-            if self._backlog.waiting or not self.alarm:  # else it is set, and not too late
-                self._set_alarm(now)
+            if self._backlog.waiting or self._patient or not self.alarm:
+                self._set_alarm(now)  # else it is set for a heartbeat, and not too late
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
@@ -267,6 +270,7 @@ class Reader:
 
     def _set_alarm(self, now: float) -> None:
         """For what is due next, or for the look at a send that may hang."""
+        self._patient = self._handed_at is not None or not self._live
         if self._handed_at is not None:
             at = self._handed_at + self._desk.slow_s
         else:

@@ -89,5 +89,6 @@ class Wheel:
             self._timer = None
         if self._loop is not None and self._ticks:
             self._timer_tick = self._ticks[0]
-            delay_s = max(0.0, self._timer_tick * self._tick_s - self._clock())
+            # A loop that counts whole milliseconds may come early; then it is asked for one more.
+            delay_s = max(0.001, self._timer_tick * self._tick_s - self._clock())
             self._timer = self._loop.call_later(delay_s, self._run)

@@ -14,7 +14,7 @@ import msgspec
 from sqlalchemy import and_, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from contextd.core.errors import BranchNotFound, ContextNotFound, MessageNotFound
+from contextd.core.errors import BranchNotFound, ContextNotFound, IdTaken, MessageNotFound
 from contextd.core.machine import REST_STATES, State, Trigger, advance
 from contextd.core.message import TEXT, MessageStats, MessageStatus, Problem, Role, Usage
 from contextd.core.values import JsonObject
@@ -143,7 +143,7 @@ class ContextEdit:
         """The change that is being made."""
         return self.notices[-1]
 
-    def set(self, **columns: Any) -> None:
+    def put(self, **columns: Any) -> None:
         """Columns of the context's row to be written by `save`."""
         self._columns.update(columns)
 
@@ -182,7 +182,7 @@ class ContextEdit:
         self.change(record=record)
         duration = max(0, self.now - since)
         self._state_since = self.now
-        self.set(state=self.state.value, state_since=self.now, state_detail=state_detail or {})
+        self.put(state=self.state.value, state_since=self.now, state_detail=state_detail or {})
         await self.connection.execute(
             insert(journal).values(
                 context_key=self.key,
@@ -363,8 +363,11 @@ class ContextEdit:
     async def fork(self, *, from_message_id: str, name: str | None = None) -> str:
         """Makes a branch that starts after a message, copying nothing; returns its name.
 
-        Raises `MessageNotFound` where the message has no place on a branch.
+        Raises `MessageNotFound` where the message has no place on a branch, and `IdTaken`.
         """
+        taken = await self._branch_names()
+        if name in taken:
+            raise IdTaken(name)
         message = (
             await self.connection.execute(
                 select(messages).where(
@@ -374,7 +377,7 @@ class ContextEdit:
         ).one_or_none()
         if message is None or message.depth is None or message.superseded:
             raise MessageNotFound(from_message_id)
-        name = name or await self._free_branch_name()
+        name = name or await self._free_branch_name(taken)
         inserted = await self.connection.execute(
             insert(segments)
             .values(
@@ -394,17 +397,14 @@ class ContextEdit:
         )
         return name
 
-    async def _free_branch_name(self) -> str:
+    async def _branch_names(self) -> set[str]:
+        query = select(branches.c.name).where(branches.c.context_key == self.key)
+        return set((await self.connection.execute(query)).scalars())
+
+    async def _free_branch_name(self, taken: set[str]) -> str:
         """`branch-2`, `branch-3`, …: one above the number of branches that there have been."""
         made = await self.connection.scalar(
             select(func.count()).select_from(segments).where(segments.c.context_key == self.key)
-        )
-        taken = set(
-            (
-                await self.connection.execute(
-                    select(branches.c.name).where(branches.c.context_key == self.key)
-                )
-            ).scalars()
         )
         number = (made or 0) + 1
         while f"branch-{number}" in taken:

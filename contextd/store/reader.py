@@ -5,6 +5,7 @@ method is one snapshot. Every scan is bounded by a limit that the caller names.
 """
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,6 +15,7 @@ from sqlalchemy import Select, and_, func, or_, select, text, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from contextd.core.errors import BranchNotFound, ContextNotFound, MessageNotFound, TurnNotFound
+from contextd.core.values import ID_PATTERN
 from contextd.store.tables import (
     AnyRow,
     branches,
@@ -364,6 +366,8 @@ async def on_branch(connection: AsyncConnection, context_key: int, name: str) ->
     A branch is its own segment and, of each ancestor, what stands above the fork. Raises
     `BranchNotFound`.
     """
+    if not re.fullmatch(ID_PATTERN, name):
+        raise BranchNotFound(name)
     branch = (
         await connection.execute(
             select(branches).where(branches.c.context_key == context_key, branches.c.name == name)

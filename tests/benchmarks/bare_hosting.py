@@ -8,7 +8,10 @@ from typing import Any
 import uvicorn
 import uvloop
 
-from contextd.app import BACKLOG, GC_THRESHOLDS, KEEP_ALIVE_S
+# As in contextd.app, which a test checks: importing that here would make a bare server a heavy one.
+BACKLOG = 4096
+KEEP_ALIVE_S = 75
+GC_THRESHOLDS = (50_000, 20, 1000)
 
 
 def host(application: Any, *, before_exit: Callable[[], None] = lambda: None) -> None:

@@ -63,10 +63,14 @@ async def hold(options: Options) -> dict[str, Any]:
 
 
 async def _end(watchers: list[Watcher]) -> None:
+    """Returns when nobody holds the standard input any more, or every stream has ended."""
     loop = asyncio.get_running_loop()
-    released = loop.run_in_executor(None, sys.stdin.read)
+    over = asyncio.Event()
+    loop.add_reader(sys.stdin.fileno(), over.set)  # nothing is ever written there: it is the end
     gone = asyncio.gather(*(watcher.gone for watcher in watchers))
-    await asyncio.wait([released, gone], return_when=asyncio.FIRST_COMPLETED)
+    gone.add_done_callback(lambda _: over.set())
+    await over.wait()
+    loop.remove_reader(sys.stdin.fileno())
 
 
 def main() -> None:

@@ -2,8 +2,6 @@
 
 import asyncio
 import sys
-import tempfile
-from pathlib import Path
 from time import monotonic_ns
 from typing import Any, cast
 
@@ -12,7 +10,7 @@ import uvloop
 
 from benchmarks.figures import Goal, Round, Row, make_row, percentile
 from benchmarks.pacing import Pace, read_stamps
-from benchmarks.processes import answer, bare_server, paced_server
+from benchmarks.processes import answer, both_servers
 from benchmarks.scale import Scale
 from benchmarks.watching import attach
 from benchmarks.wire import (
@@ -41,12 +39,8 @@ def measure(scale: Scale) -> Row:
     rounds: list[Round] = []
     sides: dict[str, list[dict[str, Any]]] = {"contextd": [], "bare": []}
     for number in range(scale.latency_rounds):
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            paced_server(Path(folder) / "contextd.db") as (url, _),
-            bare_server("bare_stream") as (bare_url, _),
-        ):
-            order = [("contextd", url), ("bare", bare_url)]
+        with both_servers("bare_stream") as (contextd, bare):
+            order = [("contextd", contextd.url), ("bare", bare.url)]
             for side, where in order if number % 2 else reversed(order):
                 sides[side].append(answer("latency", Options(where, scale.latency_signals)))
         rounds.append(Round(sides["contextd"][-1]["p50_ms"], sides["bare"][-1]["p50_ms"]))

@@ -1,7 +1,7 @@
 """`contextd serve` as it is, but for its provider: one that writes the time, at the rate asked for."""
 
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 import msgspec
 
@@ -16,7 +16,7 @@ class Paced:
 
     name = "scripted"
 
-    async def stream(self, request: ModelRequest) -> AsyncIterator[Event]:
+    async def stream(self, request: ModelRequest) -> AsyncGenerator[Event, None]:
         """One chunk a beat."""
         pace = msgspec.json.decode(request.history[-1].content, type=Pace)
         async for _ in beats(pace):

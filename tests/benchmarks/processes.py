@@ -4,6 +4,7 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -104,23 +105,32 @@ def answer(module: str, options: object = None) -> Any:
     return found
 
 
-@contextmanager
-def bare_server(module: str) -> Iterator[tuple[str, Child]]:
-    """A server that is no contextd, and its address."""
-    with Child(module) as child:
-        yield child.read_url(), child
+class Running(msgspec.Struct, frozen=True):
+    """A server and its address."""
+
+    url: str
+    child: Child
 
 
 @contextmanager
-def paced_server(database: Path) -> Iterator[tuple[str, Child]]:
-    """contextd with the provider of paced.py, and its address."""
+def both_servers(bare_module: str) -> Iterator[tuple[Running, Running]]:
+    """contextd on a new database and a server that is no contextd, started at the same time."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        start_contextd(Path(folder) / "contextd.db") as contextd,
+        Child(bare_module) as bare,
+    ):
+        yield Running(contextd.read_url(), contextd), Running(bare.read_url(), bare)
+
+
+def start_contextd(database: Path) -> Child:
+    """contextd with the provider of paced.py; it listens once `read_url` returns."""
     environ = {
         "CONTEXTD_DATABASE": f"sqlite+aiosqlite:///{database}",
         "CONTEXTD_PORT": "0",
         "CONTEXTD_LOG_LEVEL": "warning",
     }
-    with Child("paced", environ=environ) as child:
-        yield child.read_url(), child
+    return Child("paced", environ=environ)
 
 
 def raise_file_limit() -> None:

@@ -3,9 +3,7 @@
 import asyncio
 import socket
 import sys
-import tempfile
 import time
-from pathlib import Path
 from typing import Any, cast
 
 import msgspec
@@ -14,7 +12,7 @@ import uvloop
 
 from benchmarks.figures import Goal, Row, alternate, make_row
 from benchmarks.pacing import Pace
-from benchmarks.processes import answer, bare_server, paced_server
+from benchmarks.processes import answer, both_servers
 from benchmarks.scale import Scale
 from benchmarks.wire import (
     CONTENT_LENGTH,
@@ -38,23 +36,21 @@ class Options(msgspec.Struct, frozen=True):
 
     url: str
     path: str
+    server_pid: int
     pulls: int
 
 
 def measure(scale: Scale) -> Row:
     """The figure."""
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        paced_server(Path(folder) / "contextd.db") as (url, server),
-        bare_server("bare_empty") as (bare_url, bare),
-    ):
-        pull = Options(url, written_message(url), scale.pulls)
-        nothing = Options(bare_url, "/", scale.pulls)
+    with both_servers("bare_empty") as (contextd, bare):
+        path = written_message(contextd.url)
+        pull = Options(contextd.url, path, contextd.child.pid, scale.pulls)
+        nothing = Options(bare.url, "/", bare.child.pid, scale.pulls)
         busy: dict[str, list[float]] = {"contextd": [], "bare": []}
         rounds = alternate(
             scale.pull_rounds,
-            lambda: generate(pull, server.pid, busy["contextd"]),
-            lambda: generate(nothing, bare.pid, busy["bare"]),
+            lambda: generate(pull, busy["contextd"]),
+            lambda: generate(nothing, busy["bare"]),
         )
     return make_row(
         name="pulls",
@@ -75,14 +71,10 @@ def written_message(url: str) -> str:
     return content_path(CONTEXT, message_id, CHUNKS - NEW_CHUNKS)
 
 
-def generate(options: Options, server_pid: int, busy: list[float]) -> float:
-    """One run of the load generator; notes how busy the server was, as a share of one core."""
-    server = psutil.Process(server_pid)
-    before = server.cpu_times()
+def generate(options: Options, busy: list[float]) -> float:
+    """Answers a second of one run; notes how busy the server was, as a share of one core."""
     found = answer("pulls", options)
-    after = server.cpu_times()
-    used = after.user + after.system - before.user - before.system
-    busy.append(round(used / found["seconds"], 2))
+    busy.append(round(found["server_cpu_s"] / found["seconds"], 2))
     return float(options.pulls / found["seconds"])
 
 
@@ -162,6 +154,7 @@ async def run(options: Options) -> dict[str, Any]:
     loop = asyncio.get_running_loop()
     for count in (options.pulls // 10, options.pulls):  # first a tenth, to warm up
         counter = Counter(count)
+        used = cpu_s(options.server_pid)
         started = time.perf_counter()
         connections = [
             await loop.create_connection(
@@ -172,9 +165,16 @@ async def run(options: Options) -> dict[str, Any]:
         ]
         await counter.finished
         seconds = time.perf_counter() - started
+        used = cpu_s(options.server_pid) - used
         for transport, _ in connections:
             transport.close()
-    return {"seconds": seconds}
+    return {"seconds": seconds, "server_cpu_s": used}
+
+
+def cpu_s(pid: int) -> float:
+    """Seconds of processor time that a process has used."""
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
 
 
 def main() -> None:

@@ -2,8 +2,6 @@
 
 import asyncio
 import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -11,7 +9,7 @@ import uvloop
 
 from benchmarks.figures import Goal, Round, Row, make_row, percentile
 from benchmarks.pacing import Pace, read_stamps
-from benchmarks.processes import answer, bare_server, paced_server
+from benchmarks.processes import answer, both_servers
 from benchmarks.scale import Scale
 from benchmarks.watching import Heard, attach
 from benchmarks.wire import WAIT_S, connect, content_path, create_context, get, send_text
@@ -33,12 +31,8 @@ def measure(scale: Scale) -> Row:
     rounds: list[Round] = []
     sides: dict[str, list[dict[str, Any]]] = {"contextd": [], "bare": []}
     for number in range(scale.reader_rounds):
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            paced_server(Path(folder) / "contextd.db") as (url, _),
-            bare_server("bare_stream") as (bare_url, _),
-        ):
-            order = [("contextd", url), ("bare", bare_url)]
+        with both_servers("bare_stream") as (contextd, bare):
+            order = [("contextd", contextd.url), ("bare", bare.url)]
             for side, where in order if number % 2 else reversed(order):
                 options = Options(where, scale.readers, scale.reader_signals)
                 sides[side].append(answer("readers", options))

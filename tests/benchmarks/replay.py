@@ -13,7 +13,7 @@ import uvloop
 
 from benchmarks.figures import Goal, Row, alternate, make_row
 from benchmarks.opening import LEASE_S, open_message
-from benchmarks.processes import answer, paced_server
+from benchmarks.processes import answer, start_contextd
 from benchmarks.scale import Scale
 from benchmarks.wire import connect, content_path, get
 from contextd.app import running
@@ -40,8 +40,10 @@ def measure(scale: Scale) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "contextd.db"
         message_id, message_key = uvloop.run(write(path, scale.replay_chunks))
-        with paced_server(path) as (url, _):
-            options = Options(url, str(path), message_id, message_key, scale.replay_chunks)
+        with start_contextd(path) as server:
+            options = Options(
+                server.read_url(), str(path), message_id, message_key, scale.replay_chunks
+            )
             served = msgspec.structs.replace(options, path="")
             bare = msgspec.structs.replace(options, url="")
             rounds = alternate(

@@ -1,8 +1,6 @@
 """Seconds from SIGTERM to the end of the process, with streams open and turns running."""
 
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -10,7 +8,7 @@ import msgspec
 from benchmarks.figures import Goal, Round, Row, make_row
 from benchmarks.holding import Options
 from benchmarks.pacing import Pace
-from benchmarks.processes import Child, bare_server, paced_server
+from benchmarks.processes import Child, both_servers
 from benchmarks.scale import Scale
 
 TURN = Pace(chunks=1_000_000, rate=50)
@@ -23,15 +21,11 @@ def measure(scale: Scale) -> Row:
     rounds: list[Round] = []
     sides: dict[str, list[dict[str, Any]]] = {"contextd": [], "bare": []}
     for _ in range(scale.exit_rounds):
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            paced_server(Path(folder) / "contextd.db") as (url, server),
-            bare_server("bare_stream") as (bare_url, bare),
-        ):
-            options = _options(url, scale.exit_streams, scale.exit_turns, TURN)
-            sides["contextd"].append(stop(server, options))
-            bare_options = _options(bare_url, scale.exit_streams, 1, BARE_TURN)
-            sides["bare"].append(stop(bare, bare_options))
+        with both_servers("bare_stream") as (contextd, bare):
+            options = _options(contextd.url, scale.exit_streams, scale.exit_turns, TURN)
+            sides["contextd"].append(stop(contextd.child, options))
+            bare_options = _options(bare.url, scale.exit_streams, 1, BARE_TURN)
+            sides["bare"].append(stop(bare.child, bare_options))
         rounds.append(Round(sides["contextd"][-1]["seconds"], sides["bare"][-1]["seconds"]))
     return make_row(
         name="stopping",

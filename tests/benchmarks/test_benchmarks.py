@@ -7,10 +7,18 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from benchmarks import bare_hosting
 from benchmarks.figures import Goal, Row, alternate, percentile
+from contextd import app
 
 HERE = Path(__file__).resolve().parent
 FIGURES = {"appends", "pulls", "readers", "replay", "latency", "idle", "stopping"}
+
+
+def test_bare_servers_run_under_the_options_of_contextd() -> None:
+    """What is compared differs in what it does, and not in how it is served."""
+    for name in ("BACKLOG", "KEEP_ALIVE_S", "GC_THRESHOLDS"):
+        assert getattr(bare_hosting, name) == getattr(app, name)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from benchmarks.wire import WAIT_S, address, get_request
 
 BATCH = 100  # streams that attach at the same time
 
-_DELTA = re.compile(rb'"message_id":"([^"]+)","current_sequence":(\d+)')
+_DELTA = re.compile(rb'"message_id":"([^"]+)","current_sequence":(\d+),"role":"assistant"')
 _CURRENT = b'"type":"heartbeat"'
 _LAST_CHUNK = b"0\r\n\r\n"
 

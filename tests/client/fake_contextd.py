@@ -66,6 +66,7 @@ class FakeContextd:
         self.pulling_max: dict[str, int] = {}
         self.streams: list[str | None] = []
         self.requests: list[tuple[str, str]] = []
+        self.queries: list[dict[str, list[str]]] = []
         self.page_limit = 100
         self.page_chunks_max = 1_000_000
         self.noted = asyncio.Condition()
@@ -120,6 +121,7 @@ class FakeContextd:
         path = [unquote(part) for part in scope["raw_path"].decode().split("/")[1:]]
         query = parse_qs(scope["query_string"].decode())
         self.requests.append((scope["method"], scope["raw_path"].decode()))
+        self.queries.append(query)
         request = Request(scope, path, query, json.loads(body) if body else {}, send, receive)
         async with self.noted:
             self.noted.notify_all()
@@ -169,9 +171,9 @@ class FakeContextd:
             case "GET", ["transitions"]:
                 await request.answer(200, {"items": [entry_json(context)], "next_cursor": None})
             case "POST", ["cancel"]:
-                await request.answer(200, self._cancel(context, None))
+                await request.answer(200, self.cancel(context, None))
             case "POST", ["turns", id_, "cancel"]:
-                await request.answer(200, self._cancel(context, id_))
+                await request.answer(200, self.cancel(context, id_))
             case "POST", ["retry"]:
                 answer = {"turn_id": "t-again", "state": "awaiting_llm_response", "revision": 9}
                 await request.answer(202, answer)
@@ -276,7 +278,7 @@ class FakeContextd:
             self.close(context, last, status)
         self.set_state(context, "failed" if status == "failed" else "idle")
 
-    def _cancel(self, context: FakeContext, turn_id: str | None) -> dict[str, Any]:
+    def cancel(self, context: FakeContext, turn_id: str | None) -> dict[str, Any]:
         running = next((t for t in context.turns.values() if t.status == "running"), None)
         if running is None or turn_id not in {None, running.id}:
             return {"state": context.state, "cancelled_turn_id": None}

@@ -80,8 +80,11 @@ async def test_a_pull_has_exactly_what_comes_after(fake: FakeContextd, client: C
     part = await client.pull_range("c", "m", 1, 3)
     assert (part.sequence, part.content) == (3, "bc")
     await client.pull("c", "m", 6, wait_s=1.5)
-    asked = [scope for _, scope in fake.requests]
-    assert len(asked) == 3
+    assert fake.queries == [
+        {"from_sequence": ["2"]},
+        {"from_sequence": ["1"], "to_sequence": ["3"]},
+        {"from_sequence": ["6"], "wait": ["1.5"]},
+    ]
 
 
 async def test_a_pull_is_repeated_while_the_failure_may_pass(

@@ -181,7 +181,7 @@ class CuttingProxy:
         finally:
             for side in (writer, upstream):
                 if side is not None:
-                    side.transport.abort()
+                    side.close()  # what was delivered still arrives
 
     def count(self, kind: str) -> None:
         """One more cut."""
@@ -214,26 +214,32 @@ class _Link:
         self._up = up
         self._fuse = Fuse(plan)
         self._answered = b""  # the beginning of the newest answer, to tell what was cut
-        self._asked = False
+        self._halved = False
 
     async def pump(
         self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, upward: bool
     ) -> None:
         """Relays one direction until it ends or the fuse has burnt."""
         counts = self._plan.cut and self._plan.upward == upward
-        while data := await source.read(RELAY_BYTES):
-            self._note(data, upward=upward)
-            passing = self._fuse.burn(data) if counts else None
-            if passing is None or self._proxy.is_calm:
-                await self._deliver(sink, data)
-                continue
-            await self._deliver(sink, data[:passing])
-            await self._cut(upward=upward)
+        try:
+            while data := await source.read(RELAY_BYTES):
+                self._note(data, upward=upward)
+                passing = self._fuse.burn(data) if counts else None
+                if passing is None or self._proxy.is_calm:
+                    await self._deliver(sink, data)
+                    continue
+                await self._deliver(sink, data[:passing])
+                await self._cut(upward=upward)
+        except OSError:
+            if not self._halved:
+                raise
+        if self._halved:  # the other side does not hear of it yet
+            await asyncio.sleep(self._plan.half_s)
         raise EOFError
 
     def _note(self, data: bytes, *, upward: bool) -> None:
         if upward:
-            self._asked, self._answered = True, b""
+            self._answered = b""
         elif len(self._answered) < 1024:
             self._answered += data[:1024]
 
@@ -262,11 +268,9 @@ class _Link:
             case "close":
                 for side in (self._down, self._up):
                     side.close()
-            case "half_down":
-                self._down.close()
-                await asyncio.sleep(plan.half_s)
-            case "half_up":
-                self._up.close()
+            case "half_down" | "half_up":
+                self._halved = True
+                (self._down if plan.how == "half_down" else self._up).close()
                 await asyncio.sleep(plan.half_s)
         raise _CutError
 

@@ -6,8 +6,8 @@ that is cut in half, or a head that does not end is `BrokenError`, never a short
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,7 +50,7 @@ class Connection:
     """One keep-alive connection, opened when needed, for one request at a time."""
 
     def __init__(self, port: int) -> None:
-        self._port = port
+        self.port = port
         self._pair: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def request(
@@ -84,9 +84,9 @@ class Connection:
         self, method: str, target: str, headers: Mapping[str, str], body: bytes | None
     ) -> Answer:
         if self._pair is None:
-            self._pair = await asyncio.open_connection(HOST, self._port, limit=READ_BYTES)
+            self._pair = await asyncio.open_connection(HOST, self.port, limit=READ_BYTES)
         reader, writer = self._pair
-        writer.write(request_bytes(self._port, method, target, headers, body))
+        writer.write(request_bytes(self.port, method, target, headers, body))
         await writer.drain()
         status, answered = await read_head(reader)
         length = int(answered.get("content-length", "0"))
@@ -123,7 +123,7 @@ async def read_head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
     return int(status[:3]), {name.lower(): value.strip() for name, _, value in pairs}
 
 
-async def read_chunked(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+async def read_chunked(reader: asyncio.StreamReader) -> AsyncGenerator[bytes, None]:
     """The pieces of a chunked body as they come; returns only at its proper end."""
     while True:
         line = await reader.readuntil(b"\r\n")
@@ -193,33 +193,33 @@ class EventStream:
     async def events(self, silence_s_max: float) -> AsyncIterator[Event]:
         """Events until the stream's clean end. Raises `BrokenError` or, after silence, `HungError`."""
         assert self._reader is not None
-        pieces = read_chunked(self._reader)
         left = b""
-        try:
-            while True:
-                try:
-                    async with asyncio.timeout(silence_s_max):
-                        piece = await anext(pieces, None)
-                except TimeoutError:
-                    raise HungError("a stream without a heartbeat") from None
-                if piece is None:
-                    self.ended_cleanly = True
-                    return
+        async with aclosing(read_chunked(self._reader)) as pieces:
+            while (piece := await self._next_piece(pieces, silence_s_max)) is not None:
                 *blocks, left = (left + piece).split(b"\n\n")
                 for block in blocks:
                     event = self._parse(block.decode())
                     if event is not None:
                         yield event
-        except (OSError, EOFError) as error:
-            raise BrokenError(type(error).__name__) from error
-        finally:
-            with suppress(RuntimeError):
-                await pieces.aclose()  # type: ignore[attr-defined]
+        if left:
+            raise GarbledError("a stream that ends cleanly, in the middle of a block")
+        self.ended_cleanly = True
 
     def close(self) -> None:
         """Repeatable."""
         if self._writer is not None:
             self._writer.transport.abort()
+
+    async def _next_piece(
+        self, pieces: AsyncGenerator[bytes, None], silence_s_max: float
+    ) -> bytes | None:
+        try:
+            async with asyncio.timeout(silence_s_max):
+                return await anext(pieces, None)
+        except TimeoutError:
+            raise HungError("a stream without a heartbeat") from None
+        except (OSError, EOFError) as error:
+            raise BrokenError(type(error).__name__) from error
 
     def _parse(self, block: str) -> Event | None:
         """The event of a block; None for one without data."""

@@ -60,6 +60,19 @@ def test_an_empty_body_makes_an_idle_context_with_every_field(api: Api) -> None:
         assert TIMESTAMP.fullmatch(context[name])
 
 
+def test_no_body_is_an_empty_body(api: Api) -> None:
+    """The body is all optional; PATCH and a send without one say nothing, and are refused."""
+    context_id = str(ok(api.http.post("/contexts"), 201)["id"])
+    problem(api.http.patch(f"/contexts/{context_id}"), 400, "invalid_request")
+    problem(api.http.post(f"/contexts/{context_id}/messages"), 400, "invalid_request")
+    for raw in (b"null", b"[]", b"5"):
+        for method, path in (("PATCH", ""), ("POST", "/messages")):
+            headers = {"content-type": "application/json"}
+            path = f"/contexts/{context_id}{path}"
+            response = api.http.request(method, path, content=raw, headers=headers)
+            problem(response, 400, "invalid_request")
+
+
 def test_every_field_is_kept(api: Api) -> None:
     """What is set on creation is what is read."""
     created = ok(api.http.post("/contexts", json=EVERYTHING), 201)
@@ -108,15 +121,19 @@ def test_simultaneous_creates_of_one_id_make_one_context(api: Api) -> None:
         ({"metadata": []}, "metadata"),
         ({"metadata": "x"}, "metadata"),
         ({"tools": "read_file"}, "tools"),
-        ({"tools": [5]}, "tools[...]"),
+        ({"tools": [5]}, "tools[0]"),
         ({"approval_policy": {"mode": "sometimes"}}, "approval_policy.mode"),
         ({"approval_policy": {"max_calls": -1}}, "approval_policy.max_calls"),
+        ({"approval_policy": {"max_calls": "7"}}, "approval_policy.max_calls"),
+        ({"tools": [{**EXTERNAL_TOOL, "read_only": 1}]}, "tools[0].read_only"),
+        ({"tools": [{**EXTERNAL_TOOL, "external": False}]}, "tools[0].external"),
         ({"approval_policy": {"nope": 1}}, "approval_policy.nope"),
         ({"id": ""}, "id"),
         ({"id": "x" * 65}, "id"),
         ({"id": "a/b"}, "id"),
         ({"id": "ä"}, "id"),
         ({"id": "a\n"}, "id"),
+        ({"id": "\n"}, "id"),
         ({"id": 7}, "id"),
     ],
 )
@@ -125,7 +142,7 @@ def test_a_wrong_field_is_named(api: Api, body: Json, field: str) -> None:
     invalid(api.http.post("/contexts", json=body), field)
 
 
-@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b'"x"', b"null", b"{'a': 1}", b"\xff\xfe", b"NaN"])
+@pytest.mark.parametrize("raw", [b"{", b"[]", b'"x"', b"5", b"{'a': 1}", b"\xff\xfe", b"NaN"])
 def test_a_body_that_is_no_object_is_refused(api: Api, raw: bytes) -> None:
     """400, never 500 and never a context."""
     headers = {"content-type": "application/json"}

@@ -218,11 +218,18 @@ class Api:
 
     @contextmanager
     def stream(
-        self, context_id: str, *, headers: Json | None = None, **params: Any
+        self,
+        context_id: str,
+        *,
+        headers: Json | None = None,
+        silence_s: float = DEADLINE_S,
+        **params: Any,
     ) -> Iterator["Stream"]:
-        """A stream of signals that is known to have started."""
+        """A stream of signals that is known to have started; no read waits above `silence_s`."""
         path = f"/contexts/{context_id}/stream"
-        with self.http.stream("GET", path, params=params, headers=headers) as response:
+        with self.http.stream(
+            "GET", path, params=params, headers=headers, timeout=silence_s
+        ) as response:
             assert response.status_code == 200, response.read()
             yield Stream(response)
 

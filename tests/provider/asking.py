@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextd.core.message import Role
 from contextd.provider import Event, Finished, HistoryMessage, ModelRequest, TextDelta
 
+KEY = "sk-very-secret"
 TURN_ID = "0199c0de-0000-7000-8000-000000000001"
 
 

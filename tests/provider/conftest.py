@@ -3,11 +3,10 @@
 from collections.abc import AsyncIterator
 
 import pytest
+from asking import KEY
 from fake_chat import FakeChat, serving
 
 from contextd.provider.openai import OpenAIProvider
-
-KEY = "sk-very-secret"
 
 
 @pytest.fixture(autouse=True)

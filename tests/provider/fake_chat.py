@@ -43,13 +43,14 @@ class CutError(Exception):
 
 
 class FakeChat:
-    """The application. `left` is set when a client goes before its answer has ended."""
+    """The application. `asked` is set by a request, `left` when a client goes before the end."""
 
     def __init__(self) -> None:
         self.url = ""
         self.plays: list[Play] = []
         self.models: Play = problem(404, "no such route")
         self.requests: list[Asked] = []
+        self.asked = asyncio.Event()
         self.left = asyncio.Event()
 
     def play(self, *plays: Play) -> None:
@@ -69,6 +70,7 @@ class FakeChat:
                 break
         headers = {name.decode(): value.decode() for name, value in scope["headers"]}
         self.requests.append(Asked(scope["path"], headers, json.loads(body or b"{}")))
+        self.asked.set()
         play = self.models if scope["path"].endswith("/models") else self.plays.pop(0)
         await self._answer(play, receive, send)
 
@@ -162,7 +164,12 @@ async def serving(app: FakeChat) -> AsyncIterator[FakeChat]:
     try:
         yield app
     finally:
-        server.force_exit = True
-        await server.shutdown()
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        # `shutdown()` waits a tenth of a second for clients to end, for each test.
+        for listener in server.servers:
+            listener.close()
+        for connection in list(server.server_state.connections):
+            connection.transport.close()
+        unfinished = [task, *server.server_state.tasks]
+        for each in unfinished:
+            each.cancel()
+        await asyncio.gather(*unfinished, return_exceptions=True)

@@ -28,6 +28,7 @@ from contextd.provider.scripted import ScriptedProvider, parse, rounds, words
 
 RATE = 50.0
 LATE_S = 0.0007
+FAILS_TWICE = {"text": "a "}, {"error": "transient", "times": 2}, {"text": "b"}
 
 
 class LateTime:
@@ -205,22 +206,19 @@ def test_a_script_is_cut_after_each_run_of_tool_calls(kinds: str, expected: list
     assert rounds(plan) == [parse(script(*(steps[k] for k in round_))) for round_ in expected]
 
 
-@pytest.mark.parametrize(("attempt", "fails"), [(1, True), (2, True), (3, False)])
-async def test_fails_transiently_in_the_first_attempts_only(attempt: int, fails: bool) -> None:
-    """Each attempt starts the script anew; `times` counts the attempts that break."""
-    steps = {"text": "a "}, {"error": "transient", "times": 2}, {"text": "b"}
-    request = ask(script(*steps), attempt=attempt)
-    events: list[Event] = []
-    try:
-        async for event in ScriptedProvider(rate=0).stream(request):
-            events.append(event)
-    except TransientError as error:
-        assert error.type == "scripted_error"
-        assert fails
-        assert written(events) == ["a "]
-    else:
-        assert not fails
-        assert written(events) == ["a ", "b"]
+@pytest.mark.parametrize("attempt", [1, 2])
+async def test_fails_transiently_in_the_first_attempts(attempt: int) -> None:
+    """`times` counts the attempts that break; each says what stands before the error."""
+    stream = ScriptedProvider(rate=0).stream(ask(script(*FAILS_TWICE), attempt=attempt))
+    assert await anext(stream) == TextDelta("a ")
+    with pytest.raises(TransientError) as caught:
+        await anext(stream)
+    assert caught.value.type == "scripted_error"
+
+
+async def test_succeeds_after_the_attempts_that_fail() -> None:
+    """Each attempt starts the script anew."""
+    assert written(await play(*FAILS_TWICE, attempt=3)) == ["a ", "b"]
 
 
 async def test_fails_transiently_always_without_times() -> None:

@@ -1,0 +1,136 @@
+"""Readers and senders behind a proxy that cuts their connections, until enough has been cut."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from crowd import Crowd, Manners
+from cutting_proxy import CuttingProxy
+from evidence import Evidence
+from fleet import Fleet
+from holdings import World
+from verdict import check_whole
+from witness import SQLITE_PREFIX, Witness
+
+ROUND_CUTS = 500
+SILENT_S_MAX = 90.0  # without any progress a run has failed
+
+# Each round has one of these: limits so small that pulls come in many pieces, and memory so short that
+# the database must answer, break other things than the defaults do.
+PROFILES: tuple[Mapping[str, object], ...] = (
+    {},
+    {"tail_bytes_max": 3000, "pull_bytes_max": 400},
+    {"throttle_ms": 0, "readers": 1, "pull_bytes_max": 20_000},
+    {"tail_bytes_max": 1, "throttle_ms": 30},
+)
+
+
+class Progress:
+    """How far a run is, for whoever watches it."""
+
+    def __init__(self, show: Callable[[int], None] = lambda _: None) -> None:
+        self.show = show
+
+
+async def run_cuts(
+    *, cuts: int, seed: str, folder: Path, url: str | None = None, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Raises `AssertionError` with the seed when anything was wrong; else what was done, in numbers.
+
+    `url`: an empty database to use; without it each round has a SQLite file of its own in `folder`.
+    """
+    total: Counter[str] = Counter()
+    started = time.monotonic()
+    done = number = 0
+    while done < cuts:
+        wanted = min(ROUND_CUTS, cuts - done)
+        round_url = url or f"{SQLITE_PREFIX}{folder / f'cuts-{number}.db'}"
+        counts = await _run_round(
+            cuts=wanted,
+            seed=f"{seed}:round {number}",
+            url=round_url,
+            settings=PROFILES[number % len(PROFILES)],
+            show=lambda count, base=done: (progress or Progress()).show(base + count),
+            prefix=f"r{number}",
+        )
+        total.update(counts)
+        done += wanted
+        number += 1
+    total["rounds"] = number
+    return {"seconds": round(time.monotonic() - started, 1), **dict(sorted(total.items()))}
+
+
+async def _run_round(
+    *,
+    cuts: int,
+    seed: str,
+    url: str,
+    settings: Mapping[str, object],
+    show: Callable[[int], None],
+    prefix: str,
+) -> Counter[str]:
+    evidence = Evidence(seed)
+    fleet = Fleet(url, size=1, settings=settings, evidence=evidence, random=Random(seed))
+    proxy = CuttingProxy(fleet.port, seed=seed)
+    truth = Witness(url)
+    enough = asyncio.Event()
+
+    def count_cut() -> None:
+        show(min(cuts, proxy.cut_count))
+        if proxy.cut_count >= cuts:
+            proxy.calm()
+            enough.set()
+
+    proxy.on_cut = count_cut
+    try:
+        await fleet.start(0)
+        await truth.open()
+        await proxy.start()
+        world = World(evidence, truth, proxy.port, fleet.port)
+        crowds = [_make_crowd(world, f"{prefix}-{index}", seed) for index in range(4)]
+        async with asyncio.TaskGroup() as group:
+            for crowd in crowds:
+                group.create_task(_keep_busy(world, crowd, enough, seed))
+        await check_whole(truth, evidence)
+        codes = await fleet.stop()
+        if codes != [0]:
+            evidence.fault("a server that did not stop cleanly", codes=codes)
+    finally:
+        await proxy.close()
+        await truth.close()
+        await fleet.abandon()
+    evidence.require_none()
+    return evidence.counts + Counter(
+        {f"cuts, {where}": count for where, count in proxy.cuts.items()}
+        | {"cuts": proxy.cut_count, "connections": proxy.connections}
+    )
+
+
+def _make_crowd(world: World, name: str, seed: str) -> Crowd:
+    manners = Manners(sends=12, script_s_max=0.8, readers=6, delete_share=0.1)
+    return Crowd(world, name, manners, seed=seed, via_proxy=True)
+
+
+async def _keep_busy(world: World, crowd: Crowd, enough: asyncio.Event, seed: str) -> None:
+    """One conversation after the other, until enough was cut; the last is still brought to its end."""
+    generation = 0
+    while True:
+        async with asyncio.TaskGroup() as group:
+            running = group.create_task(crowd.run())
+            hurrying = group.create_task(_hurry(crowd, enough))
+            await running
+            hurrying.cancel()
+        if enough.is_set() or world.evidence.faults:
+            return
+        generation += 1
+        name = f"{crowd.conversation.id.partition('.')[0]}.{generation}"
+        crowd = _make_crowd(world, name, seed)
+
+
+async def _hurry(crowd: Crowd, enough: asyncio.Event) -> None:
+    await enough.wait()
+    crowd.hurry = True
