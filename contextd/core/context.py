@@ -51,6 +51,15 @@ class ContextRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     metadata: JsonObject = msgspec.field(default_factory=dict)
 
 
+class ApprovalPolicyPatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Part of a merge patch; null puts a member back to its default."""
+
+    mode: Literal["manual", "auto"] | UnsetType | None = UNSET
+    allow: list[Label] | UnsetType | None = UNSET
+    max_depth: Annotated[int, msgspec.Meta(ge=0, le=100)] | UnsetType | None = UNSET
+    max_calls: Annotated[int, msgspec.Meta(ge=0, le=1000)] | UnsetType | None = UNSET
+
+
 class ContextPatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`PATCH /contexts/{id}`: a JSON merge patch; null puts a member back to its default."""
 
@@ -60,7 +69,7 @@ class ContextPatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     provider: Label | UnsetType | None = UNSET
     model: Label | UnsetType | None = UNSET
     tools: list[Tool] | UnsetType | None = UNSET
-    approval_policy: JsonObject | UnsetType | None = UNSET
+    approval_policy: ApprovalPolicyPatch | UnsetType | None = UNSET
     on_busy: OnBusy | UnsetType | None = UNSET
     metadata: JsonObject | UnsetType | None = UNSET
     active_branch: Id | UnsetType = UNSET

@@ -139,16 +139,10 @@ class ChunkPage(msgspec.Struct, frozen=True, kw_only=True):
     final: bool
 
 
-class TextPayload(
-    msgspec.Struct,
-    frozen=True,
-    kw_only=True,
-    forbid_unknown_fields=True,
-    tag_field="type",
-    tag="text",
-):
+class TextPayload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Plain text. `display` is what a frontend shows in its place, if that differs."""
 
+    type: Literal["text"]
     content: Content
     display: Annotated[str, msgspec.Meta(pattern="^[^\\u0000]*$")] | None = None
 

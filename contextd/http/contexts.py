@@ -8,11 +8,15 @@ from litestar.params import Body, FromPath, JSONBody, QueryParameter
 
 from contextd.core.context import Context, ContextPage, ContextPatch, ContextRequest
 from contextd.core.machine import State
-from contextd.http.documented import Cursor, Limit, refuses
+from contextd.http.documented import Limit, PlaceCursor, also, refuses
 from contextd.service import Contexts
 
 
-@post("/contexts", responses=refuses(400, 409, 413, 415), status_code=201)
+@post(
+    "/contexts",
+    responses={**also(200, Context, "It was there already"), **refuses(400, 409, 413, 415)},
+    status_code=201,
+)
 async def create_context(
     contexts: NamedDependency[Contexts],
     data: Annotated[ContextRequest | None, Body()] = None,
@@ -33,7 +37,7 @@ async def list_contexts(
         list[State] | None, QueryParameter(name="state", description="Only these states")
     ] = None,
     limit: Limit = 50,
-    cursor: Cursor = None,
+    cursor: PlaceCursor = None,
 ) -> ContextPage:
     """Contexts, newest activity first."""
     names = [state.value for state in states or ()]

@@ -8,11 +8,19 @@ from litestar.params import QueryParameter
 
 from contextd.core.values import SEQUENCE_MAX
 from contextd.http.problems import PROBLEM_MEDIA_TYPE
+from contextd.service.wire import CURSOR_PATTERNS
 
 PAGE_MAX = 1000
 
 Limit = Annotated[int, QueryParameter(ge=1, le=PAGE_MAX, description="Items of a page")]
-Cursor = Annotated[str | None, QueryParameter(description="`next_cursor` of the page before")]
+Cursor = Annotated[
+    str | None,
+    QueryParameter(pattern=CURSOR_PATTERNS[1], description="`next_cursor` of the page before"),
+]
+PlaceCursor = Annotated[
+    str | None,
+    QueryParameter(pattern=CURSOR_PATTERNS[2], description="`next_cursor` of the page before"),
+]
 Position = Annotated[
     int,
     QueryParameter(
@@ -42,6 +50,11 @@ _DESCRIPTIONS = {
     429: "queue_full",
     503: "overloaded or shutting_down",
 }
+
+
+def also(status: int, type_: type, description: str) -> dict[int, ResponseSpec]:
+    """Another good answer of an operation, for its `responses`."""
+    return {status: ResponseSpec(type_, description=description, generate_examples=False)}
 
 
 def refuses(*statuses: int) -> dict[int, ResponseSpec]:

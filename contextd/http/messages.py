@@ -8,13 +8,16 @@ from litestar.params import FromPath, JSONBody, QueryParameter
 
 from contextd.core.message import ChunkPage, Message, MessagePage, SendAnswer, SendRequest
 from contextd.core.values import SEQUENCE_MAX
-from contextd.http.documented import Cursor, Limit, Position, refuses
+from contextd.http.documented import Limit, PlaceCursor, Position, also, refuses
 from contextd.service import Content, Messages
 
 
 @post(
     "/contexts/{context_id:str}/messages",
-    responses=refuses(400, 404, 409, 413, 415, 429, 503),
+    responses={
+        **also(201, SendAnswer, "Stored without an answer (`respond` false)"),
+        **refuses(400, 404, 409, 413, 415, 429, 503),
+    },
     status_code=202,
 )
 async def send_message(
@@ -36,7 +39,7 @@ async def list_messages(
     since_revision: Annotated[int | None, QueryParameter(ge=0, le=SEQUENCE_MAX)] = None,
     include: Annotated[Literal["content"] | None, QueryParameter()] = None,
     limit: Limit = 100,
-    cursor: Cursor = None,
+    cursor: PlaceCursor = None,
 ) -> MessagePage:
     """A branch in conversation order, or with `since_revision` what has changed since, on any."""
     if since_revision is None:

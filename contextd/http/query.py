@@ -3,10 +3,12 @@
 import math
 import re
 from collections.abc import Collection, Mapping
+from functools import cache
 from typing import Any
 from urllib.parse import parse_qsl
 
-from litestar.connection import ASGIConnection
+import msgspec
+from litestar.connection import ASGIConnection, Request
 from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
 
 from contextd.core.errors import (
@@ -20,9 +22,10 @@ from contextd.core.errors import (
     UnsupportedMediaType,
 )
 from contextd.core.values import ID_PATTERN, SEQUENCE_MAX
+from contextd.http.problems import explain
 
 _ID = re.compile(ID_PATTERN)
-_DIGITS = re.compile("[0-9]{1,16}")
+_DIGITS = re.compile("0|[1-9][0-9]{0,15}")
 _MISSING: Mapping[str, type[Any]] = {
     "context_id": ContextNotFound,
     "message_id": MessageNotFound,
@@ -30,6 +33,7 @@ _MISSING: Mapping[str, type[Any]] = {
 }
 JSON_TYPES = frozenset({"application/json", "application/merge-patch+json"})
 _NOT_QUERY = frozenset({"request", "data", "state"})
+_WHOLE_NUMBERS = frozenset({"limit", "from_sequence", "since_revision"})
 _REPEATABLE = frozenset({"state"})
 
 
@@ -90,17 +94,48 @@ def missing(name: str, value: str) -> ContextdError:
     return NotFound("There is nothing at this path.") if known is None else known(value)
 
 
-def check_request(
+async def check_request(
     connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler
 ) -> None:
-    """A guard for every Litestar route: ids that can exist, and only declared parameters."""
+    """A guard for every Litestar route: ids that can exist, declared parameters, exact types.
+
+    Litestar by itself lets unknown parameters pass, reads `5.0` as 5, and in a body "false" as false.
+    """
     if not isinstance(handler, HTTPRouteHandler):
         return
     check_path(connection.path_params)
-    _check_media_type(connection)
     raw = connection.scope["query_string"]
     if raw:
-        parse_query(raw, _declared(handler) - connection.path_params.keys())
+        values = parse_query(raw, _declared(handler) - connection.path_params.keys())
+        for name in _WHOLE_NUMBERS & values.keys():
+            whole_number(values, name, default=0)
+    if isinstance(connection, Request):
+        await _check_body(connection, handler)
+
+
+async def _check_body(request: Request[Any, Any, Any], handler: HTTPRouteHandler) -> None:
+    """Raises `UnsupportedMediaType`, `PayloadTooLarge` or `InvalidRequest`."""
+    headers = request.headers
+    if headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers:
+        return
+    field = handler.parsed_data_field
+    if field is None:
+        return
+    media_type = (headers.get("content-type") or "").partition(";")[0].strip().lower()
+    if media_type not in JSON_TYPES:
+        raise UnsupportedMediaType("The body must be application/json.")
+    body = await request.body()
+    try:
+        _decoder(field.annotation).decode(body)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(explain(str(error))) from None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise InvalidRequest.of("body", "not valid JSON") from None
+
+
+@cache
+def _decoder(type_: Any) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(type_)
 
 
 def _declared(handler: HTTPRouteHandler) -> set[str]:
@@ -112,13 +147,3 @@ def _declared(handler: HTTPRouteHandler) -> set[str]:
         for field in fields
         if field.name not in given
     }
-
-
-def _check_media_type(connection: ASGIConnection[Any, Any, Any, Any]) -> None:
-    """A body that is not said to be JSON is not guessed at. Raises `UnsupportedMediaType`."""
-    headers = connection.headers
-    if headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers:
-        return
-    media_type = (headers.get("content-type") or "").partition(";")[0].strip().lower()
-    if media_type not in JSON_TYPES:
-        raise UnsupportedMediaType("The body must be application/json.")

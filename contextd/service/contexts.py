@@ -17,7 +17,7 @@ from contextd.core.context import (
     ContextPatch,
     ContextRequest,
 )
-from contextd.core.errors import FieldError, IdTaken, InvalidRequest, PayloadTooLarge
+from contextd.core.errors import IdTaken, InvalidRequest, PayloadTooLarge
 from contextd.core.machine import State
 from contextd.core.values import JsonObject
 from contextd.service.ledger import Ledger
@@ -259,11 +259,8 @@ def _patched(patch: ContextPatch, row: AnyRow) -> dict[str, Any]:
     if patch.metadata is not UNSET:
         columns["metadata"] = merge_patch(row.metadata, patch.metadata)
     if patch.approval_policy is not UNSET:
-        merged = merge_patch(row.approval_policy, patch.approval_policy)
-        try:
-            policy = msgspec.convert(merged, ApprovalPolicy)
-        except msgspec.ValidationError as error:
-            raise InvalidRequest(FieldError(field="approval_policy", message=str(error))) from None
+        changes = msgspec.to_builtins(patch.approval_policy)
+        policy = msgspec.convert(merge_patch(row.approval_policy, changes), ApprovalPolicy)
         columns["approval_policy"] = msgspec.to_builtins(policy)
     if patch.active_branch is not UNSET:
         columns["active_branch"] = patch.active_branch

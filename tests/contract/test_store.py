@@ -18,7 +18,7 @@ from .conftest import HeldProvider, Start
 
 
 async def send(contextd: Contextd, context_id: str, text: str = "Hi", **options: Any) -> Any:
-    request = SendRequest(payload=TextPayload(content=text), **options)
+    request = SendRequest(payload=TextPayload(type="text", content=text), **options)
     return await contextd.service.messages.send(context_id, request)
 
 
@@ -111,7 +111,11 @@ async def test_a_change_that_raises_undoes_only_itself(
         async def break_after_writing(connection: AsyncConnection) -> None:
             await connection.execute(
                 chunks.insert().values(
-                    message_key=live.message_key, sequence=99, content="x", end_bytes=1, created_at=0
+                    message_key=live.message_key,
+                    sequence=99,
+                    content="x",
+                    end_bytes=1,
+                    created_at=0,
                 )
             )
             raise IdTaken("x")

@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 from crowd import Crowd, Manners
-from cutting_proxy import CuttingProxy
+from cutting_proxy import STREAM_MARKS, CuttingProxy
 from evidence import Evidence
 from fleet import Fleet
 from holdings import World
@@ -75,22 +75,29 @@ async def _run_round(
 ) -> Counter[str]:
     evidence = Evidence(seed)
     fleet = Fleet(url, size=1, settings=settings, evidence=evidence, random=Random(seed))
-    proxy = CuttingProxy(fleet.port, seed=seed)
+    streams = CuttingProxy(
+        fleet.port, seed=f"{seed}:streams", cut_share=0.97, marks=STREAM_MARKS
+    )
+    requests = CuttingProxy(fleet.port, seed=f"{seed}:requests", cut_share=0.2)
+    proxies = (streams, requests)
     truth = Witness(url)
     enough = asyncio.Event()
 
     def count_cut() -> None:
-        show(min(cuts, proxy.cut_count))
-        if proxy.cut_count >= cuts:
-            proxy.calm()
+        done = sum(proxy.cut_count for proxy in proxies)
+        show(min(cuts, done))
+        if done >= cuts:
+            for proxy in proxies:
+                proxy.calm()
             enough.set()
 
-    proxy.on_cut = count_cut
     try:
         await fleet.start(0)
         await truth.open()
-        await proxy.start()
-        world = World(evidence, truth, proxy.port, fleet.port)
+        for proxy in proxies:
+            proxy.on_cut = count_cut
+            await proxy.start()
+        world = World(evidence, truth, requests.port, streams.port, fleet.port)
         crowds = [_make_crowd(world, f"{prefix}-{index}", seed) for index in range(4)]
         async with asyncio.TaskGroup() as group:
             for crowd in crowds:
@@ -100,18 +107,20 @@ async def _run_round(
         if codes != [0]:
             evidence.fault("a server that did not stop cleanly", codes=codes)
     finally:
-        await proxy.close()
+        for proxy in proxies:
+            await proxy.close()
         await truth.close()
         await fleet.abandon()
     evidence.require_none()
-    return evidence.counts + Counter(
-        {f"cuts, {where}": count for where, count in proxy.cuts.items()}
-        | {"cuts": proxy.cut_count, "connections": proxy.connections}
-    )
+    for proxy in proxies:
+        evidence.counts["cuts"] += proxy.cut_count
+        evidence.counts["connections"] += proxy.connections
+        evidence.counts.update({f"cuts, {where}": count for where, count in proxy.cuts.items()})
+    return evidence.counts
 
 
 def _make_crowd(world: World, name: str, seed: str) -> Crowd:
-    manners = Manners(sends=12, script_s_max=0.8, readers=6, delete_share=0.1)
+    manners = Manners(sends=12, script_s_max=0.8, readers=9, delete_share=0.1)
     return Crowd(world, name, manners, seed=seed, via_proxy=True)
 
 

@@ -10,7 +10,7 @@ import asyncio
 import socket
 import struct
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from random import Random
@@ -23,25 +23,29 @@ HALF_S_MAX = 1.0
 
 # Where a cut hurts most: between a head and its body, inside a signal, an id, a member of a body, and
 # inside the bytes of one character. The cut falls on some byte of the mark or right behind it.
-MARKS = (
+BODY_MARKS = (
     b"HTTP/1.1 200",
     b"\r\n\r\n",
     b"content-length: ",
-    b"Contextd-Sequence",
-    b"\n\n",
-    b"id: ",
-    b"data: {",
-    b'"message_completed"',
-    b'"current_sequence":',
+    b"contextd-sequence",
     b'"content":"',
     b'"sequence":',
     b'"final":',
-    b"\r\n0\r\n",
     "🙂".encode(),
     "👩‍👩‍👧‍👦".encode(),
     "\u2028".encode(),
     b"\\\\",
     b"\\u",
+)
+STREAM_MARKS = (
+    b"\r\n\r\n",
+    b"\n\n",
+    b"id: ",
+    b"data: {",
+    b'"message_completed"',
+    b'"current_sequence":',
+    b'"new_state":',
+    b'"heartbeat"',
 )
 
 
@@ -61,10 +65,10 @@ class Plan:
     piece_bytes: int  # 0: as it comes
 
 
-def make_plan(random: Random, cut_share: float) -> Plan:
+def make_plan(random: Random, cut_share: float, marks: Sequence[bytes]) -> Plan:
     """One connection's fate."""
-    mark = random.choice(MARKS) if random.random() < 0.4 else None
-    span = random.choice((40, 300, 1500, 6000, 40_000))
+    mark = random.choice(marks) if random.random() < 0.4 else None
+    span = random.choice((40, 300, 1500, 6000, 20_000))
     return Plan(
         cut=random.random() < cut_share,
         upward=random.random() < 0.15,
@@ -115,9 +119,15 @@ class CuttingProxy:
     """
 
     def __init__(
-        self, target: Callable[[], int | None], *, seed: str, cut_share: float = 0.85
+        self,
+        target: Callable[[], int | None],
+        *,
+        seed: str,
+        cut_share: float,
+        marks: Sequence[bytes] = BODY_MARKS,
     ) -> None:
         self._target = target
+        self._marks = marks
         self._seed = seed
         self._cut_share = cut_share
         self._server: asyncio.Server | None = None
@@ -126,7 +136,7 @@ class CuttingProxy:
         self.cuts: Counter[str] = Counter()
         self.connections = 0
         self.port = 0
-        self.on_cut = lambda: None
+        self.on_cut: Callable[[], None] = lambda: None
 
     @property
     def cut_count(self) -> int:
@@ -159,7 +169,7 @@ class CuttingProxy:
         task.add_done_callback(self._tasks.discard)
         self.connections += 1
         share = 0.0 if self._calm else self._cut_share
-        plan = make_plan(Random(f"{self._seed}:{self.connections}"), share)
+        plan = make_plan(Random(f"{self._seed}:{self.connections}"), share, self._marks)
         with suppress(asyncio.CancelledError):
             await self._relay(plan, reader, writer)
 
@@ -223,13 +233,13 @@ class _Link:
         counts = self._plan.cut and self._plan.upward == upward
         try:
             while data := await source.read(RELAY_BYTES):
-                self._note(data, upward=upward)
                 passing = self._fuse.burn(data) if counts else None
-                if passing is None or self._proxy.is_calm:
-                    await self._deliver(sink, data)
-                    continue
+                if self._proxy.is_calm:
+                    passing = None
+                self._note(data[:passing], upward=upward)
                 await self._deliver(sink, data[:passing])
-                await self._cut(upward=upward)
+                if passing is not None:
+                    await self._cut(upward=upward)
         except OSError:
             if not self._halved:
                 raise

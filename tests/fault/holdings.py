@@ -27,7 +27,7 @@ STALE_S_MAX = 20.0
 class World:
     """What the readers and senders of a run share.
 
-    `port`: of the proxy. `direct_port`: of a server, or None while there is none. `truth` is looked
+    `port` and `stream_port`: of proxies. `direct_port`: of a server, or None while there is none. `truth` is looked
     into when it is open. `several`: more than one server is at work, so that one may be a moment
     behind the other.
     """
@@ -35,6 +35,7 @@ class World:
     evidence: Evidence
     truth: Witness
     port: int
+    stream_port: int
     direct_port: Callable[[], int | None]
     cache: dict[str, Answer] = field(default_factory=dict)
     several: bool = False

@@ -136,7 +136,7 @@ class SignalReader(Holder):
         """One connection, to its end."""
         target, headers, anchored = self._attach()
         try:
-            self._stream = await EventStream.open(self.world.port, target, headers)
+            self._stream = await EventStream.open(self.world.stream_port, target, headers)
             if self._stream.status == 200:
                 self.attached += 1
                 self.evidence.counts["streams opened"] += 1

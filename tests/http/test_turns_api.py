@@ -592,7 +592,7 @@ def test_a_crash_costs_an_attempt_and_nothing_else(make_server: Any) -> None:
     server: Server = make_server(scripted_rate=0)
     api = Api(server.url)
     context_id = api.create()
-    text = script({"text": "a b c "}, {"delay_ms": 1500}, {"text": "d"})
+    text = script({"text": "a b c "}, {"delay_ms": 800}, {"text": "d"})
     running = api.send(context_id, text)
     queued = api.send(context_id, "next", message_id="queued")
     opened = until(lambda: [m for m in api.context(context_id)["open_messages"]

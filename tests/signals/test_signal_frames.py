@@ -104,7 +104,7 @@ def test_cursor_comes_back(revision: int, database_id: str) -> None:
     "text",
     [
         "", "k3f9", "k3f9-", "k3f9--1", "k3f9-+1", "k3f9-1.0", "k3f9- 1", "k3f9-1 ", "k3f9-01",
-        "k3f9-²", "k3f9-١", "k3f9-1_0", "k3f8-1", "1", "-1", "k3f9-k3f9-1", "K3F9-1",
+        "k3f9-\u00b2", "k3f9-\u0661", "k3f9-1_0", "k3f8-1", "1", "-1", "k3f9-k3f9-1", "K3F9-1",
         f"k3f9-{SEQUENCE_MAX + 1}", "k3f9-" + "9" * 5000,
     ],
 )  # fmt: skip
