@@ -10,7 +10,6 @@ import logging
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
@@ -20,6 +19,7 @@ from fake_wire import (
     FakeContext,
     FakeMessage,
     FakeTurn,
+    Faults,
     Request,
     context_json,
     entry_json,
@@ -28,25 +28,6 @@ from fake_wire import (
     state_json,
     turn_json,
 )
-
-
-@dataclass
-class Faults:
-    """Each list is used up from the front, one entry a connection or a request."""
-
-    cut_streams: list[int] = field(default_factory=list)  # after so many frames
-    end_streams: list[int] = field(default_factory=list)  # the same, cleanly, with `retry: 1`
-    silent_streams: int = 0
-    refuse_streams: list[int] = field(default_factory=list)  # with this status
-    refuse_pulls: list[int] = field(default_factory=list)
-    refuse_sends: list[int] = field(default_factory=list)
-    cut_pulls: int = 0
-    stale_pulls: int = 0  # answered as if the message were still open
-    repeat: int = 1  # every signal this often
-    lose: Callable[[dict[str, Any]], bool] = lambda _: False  # live signals that are not sent
-    chunks_per_pull: int = 1_000_000
-    hold_pulls: asyncio.Event | None = None
-    retry_after: str = "0"
 
 
 class CutError(Exception):

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +42,25 @@ class FakeContext:
     messages: dict[str, FakeMessage] = field(default_factory=dict)
     turns: dict[str, FakeTurn] = field(default_factory=dict)
     readers: set["asyncio.Queue[dict[str, Any] | None]"] = field(default_factory=set)
+
+
+@dataclass
+class Faults:
+    """Each list is used up from the front, one entry a connection or a request."""
+
+    cut_streams: list[int] = field(default_factory=list)  # after so many frames
+    end_streams: list[int] = field(default_factory=list)  # the same, cleanly, with `retry: 1`
+    silent_streams: int = 0
+    refuse_streams: list[int] = field(default_factory=list)  # with this status
+    refuse_pulls: list[int] = field(default_factory=list)
+    refuse_sends: list[int] = field(default_factory=list)
+    cut_pulls: int = 0
+    stale_pulls: int = 0  # answered as if the message were still open
+    repeat: int = 1  # every signal this often
+    lose: Callable[[dict[str, Any]], bool] = lambda _: False  # live signals that are not sent
+    chunks_per_pull: int = 1_000_000
+    hold_pulls: asyncio.Event | None = None
+    retry_after: str = "0"
 
 
 def state_json(context: FakeContext) -> dict[str, Any]:

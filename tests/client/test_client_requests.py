@@ -4,12 +4,6 @@ import pytest
 from fake_contextd import FakeContextd
 
 from contextd.client import ApiError, Client, ClientError, UnreachableError
-from contextd.client import errors as client_errors
-
-
-@pytest.fixture(autouse=True)
-def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_errors, "BACKOFF_FIRST_S", 0.001)
 
 
 async def test_contexts_are_listed_over_all_pages(fake: FakeContextd, client: Client) -> None:

@@ -123,7 +123,7 @@ async def test_streams_do_not_mix(subject: Subject) -> None:
 
 async def test_a_closed_stream_says_nothing_more(subject: Subject) -> None:
     """In the middle of an answer that would go on for ever, and the next one is whole again."""
-    async with aclosing(subject.provider.stream(subject.prepare(ENDLESS))) as stream:  # type: ignore[type-var]
+    async with aclosing(subject.provider.stream(subject.prepare(ENDLESS))) as stream:
         assert await anext(stream) == TextDelta("x")
     with pytest.raises(StopAsyncIteration):
         await anext(stream)
