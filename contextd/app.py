@@ -136,7 +136,7 @@ async def running(
         background += [
             asyncio.create_task(turns.keep(), name="turns-keep"),
             asyncio.create_task(service.streams.keep_in_step(), name="streams-keep-in-step"),
-            asyncio.create_task(service.contexts.purge(), name="contexts-purge"),
+            asyncio.create_task(service.contexts.keep_purged(), name="contexts-keep-purged"),
         ]
         yield Contextd(
             settings=settings,

@@ -50,6 +50,7 @@ from contextd.settings import Settings
 from contextd.store.edit import StartedTurn
 from contextd.store.reader import Reader
 from contextd.store.tail import LiveMessage
+from contextd.store.writer import utf8_bytes
 
 log = structlog.get_logger(__name__)
 
@@ -395,10 +396,10 @@ async def _pump(events: AsyncGenerator[Event, None], inbox: asyncio.Queue[Event 
 def _chunks(content: str, bytes_max: int) -> Iterator[str]:
     """A model's delta as chunks: no U+0000 (§3.1), none larger than the limit (§7)."""
     content = content.replace("\x00", "\ufffd")
-    step = bytes_max // 4 or 1  # a character is four bytes at most
-    if len(content) <= step:
+    if utf8_bytes(content) <= bytes_max:
         if content:
             yield content
         return
+    step = bytes_max // 4 or 1  # a character is four bytes at most
     for start in range(0, len(content), step):
         yield content[start : start + step]

@@ -6,7 +6,6 @@ control characters are shown as symbols, in a pipe every byte is the text's own,
 
 import asyncio
 import io
-import os
 import sys
 from collections.abc import Coroutine
 from typing import Any
@@ -40,14 +39,9 @@ def complain(message: str) -> None:
 
 
 def run(main: Coroutine[Any, Any, int | None]) -> int:
-    """Runs a command; a reader of its output that goes away (`| head`) ends it quietly."""
-    try:
-        code = asyncio.run(main)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Python flushes once more at exit; that must not fail, too.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    """Runs a command. If the reader of its output goes away (`| head`), click ends it quietly."""
+    code = asyncio.run(main)
+    sys.stdout.flush()
     return code or 0
 
 

@@ -58,7 +58,10 @@ def also(status: int, type_: type, description: str) -> dict[int, ResponseSpec]:
 
 
 def refuses(*statuses: int) -> dict[int, ResponseSpec]:
-    """The problems of an operation, for its `responses`."""
+    """The problems of an operation, for its `responses`.
+
+    Any can meet an unknown parameter, a host that is not served, and a server that stops.
+    """
     return {
         status: ResponseSpec(
             Problem,
@@ -66,5 +69,5 @@ def refuses(*statuses: int) -> dict[int, ResponseSpec]:
             media_type=PROBLEM_MEDIA_TYPE,
             generate_examples=False,
         )
-        for status in (*statuses, 403)
+        for status in sorted({*statuses, 400, 403, 503})
     }

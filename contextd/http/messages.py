@@ -7,7 +7,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody, QueryParameter
 
 from contextd.core.message import ChunkPage, Message, MessagePage, SendAnswer, SendRequest
-from contextd.core.values import SEQUENCE_MAX
+from contextd.core.values import ID_PATTERN, SEQUENCE_MAX
 from contextd.http.documented import Limit, PlaceCursor, Position, also, refuses
 from contextd.service import Content, Messages
 
@@ -35,7 +35,9 @@ async def send_message(
 async def list_messages(
     messages: NamedDependency[Messages],
     context_id: FromPath[str],
-    branch: Annotated[str | None, QueryParameter(description="Not the active one")] = None,
+    branch: Annotated[
+        str | None, QueryParameter(pattern=ID_PATTERN, description="Not the active one")
+    ] = None,
     since_revision: Annotated[int | None, QueryParameter(ge=0, le=SEQUENCE_MAX)] = None,
     include: Annotated[Literal["content"] | None, QueryParameter()] = None,
     limit: Limit = 100,

@@ -23,7 +23,7 @@ from contextd.core import context, machine, message, turn
 from contextd.core.message import Pull
 from contextd.core.signal import Signal
 from contextd.core.values import SEQUENCE_MAX
-from contextd.http import documented, health
+from contextd.http import documented, health, turns
 from contextd.http.content import WAIT_S_MAX
 from contextd.http.documented import Position, refuses
 
@@ -117,17 +117,38 @@ def make_document(
     )
     document: dict[str, Any] = app.openapi_schema.to_schema()
     schemas = document["components"]["schemas"]
-    schemas |= _decoder_schemas(schemas)
+    schemas |= _in_their_own_words(_decoder_schemas(schemas))
     for name in ("ContextRequest", "ContextPatch"):
         schemas[name]["properties"]["provider"] = {"enum": [*providers, None], "default": None}
     for path, method in _BODY_OPTIONAL:
         document["paths"][path][method]["requestBody"]["required"] = False
+    for path, forms in _FORMS.items():
+        document["paths"][path]["get"]["responses"]["200"]["content"] = forms
     for path_item in document["paths"].values():
         for operation in path_item.values():
             _tell_the_truth(operation)
     return document
 
 
+_TEXT = {"schema": {"type": "string"}}
+# What `Accept` chooses from.
+_FORMS = {
+    "/contexts/{context_id}/messages/{message_id}/content": {
+        "application/json": {
+            "schema": {
+                "anyOf": [
+                    {"$ref": "#/components/schemas/Pull"},
+                    {"$ref": "#/components/schemas/RangePull"},
+                ]
+            }
+        },
+        "text/plain": _TEXT,
+    },
+    "/machine": {
+        "application/json": {"schema": {"$ref": "#/components/schemas/MachineDescription"}},
+        turns.MERMAID: _TEXT,
+    },
+}
 _BODY_OPTIONAL = (("/contexts", "post"), ("/contexts/{context_id}/cancel", "post"))
 
 
@@ -140,9 +161,17 @@ def _decoder_schemas(described: Mapping[str, Any]) -> dict[str, Any]:
         if name in described and getattr(type_, "__module__", "").startswith("contextd.")
     ]
     _, schemas = msgspec.json.schema_components(
-        [*types, *get_args(Signal)], ref_template="#/components/schemas/{name}"
+        [*types, message.RangePull, machine.MachineDescription, *get_args(Signal)],
+        ref_template="#/components/schemas/{name}",
     )
     return schemas
+
+
+def _in_their_own_words(schemas: dict[str, Any]) -> dict[str, Any]:
+    """The end of a pattern is `$` in JSON Schema, where Python says it as `\\Z`."""
+    text = msgspec.json.encode(schemas).replace(rb'\\Z"', b'$"')
+    found: dict[str, Any] = msgspec.json.decode(text)
+    return found
 
 
 _EVENT = {

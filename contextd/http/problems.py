@@ -165,7 +165,8 @@ def explain(message: str, fallback: str = "body") -> FieldError:
             named_field = named.group(1)
             if named_field != "data":  # the body itself, by Litestar's name for it
                 where = f"{where}.{named_field}" if where else named_field
-    return FieldError(field=where or fallback, message=_plainly(text))
+    name = _OTHER_NAMES.get(where.partition("[")[0], where)
+    return FieldError(field=name or fallback, message=_plainly(text))
 
 
 def _plainly(message: str) -> str:

@@ -25,6 +25,7 @@ from contextd.core.values import ID_PATTERN, SEQUENCE_MAX
 from contextd.http.problems import explain
 
 _ID = re.compile(ID_PATTERN)
+_DECIMAL = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 _DIGITS = re.compile("0|[1-9][0-9]{0,15}")
 _MISSING: Mapping[str, type[Any]] = {
     "context_id": ContextNotFound,
@@ -72,10 +73,7 @@ def number(
     text = values.get(name)
     if text is None:
         return default
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
+    value = float(text) if _DECIMAL.fullmatch(text) else math.nan
     if not least <= value <= most:
         raise InvalidRequest.of(name, f"must be a number from {least:g} to {most:g}")
     return value
@@ -118,19 +116,22 @@ async def _check_body(request: Request[Any, Any, Any], handler: HTTPRouteHandler
     headers = request.headers
     if headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers:
         return
-    field = handler.parsed_data_field
-    if field is None:
-        return
     media_type = (headers.get("content-type") or "").partition(";")[0].strip().lower()
     if media_type not in JSON_TYPES:
         raise UnsupportedMediaType("The body must be application/json.")
     body = await request.body()
     try:
-        _decoder(field.annotation).decode(body)
+        _decoder(field.annotation if (field := handler.parsed_data_field) else NoFields).decode(
+            body
+        )
     except msgspec.ValidationError as error:
         raise InvalidRequest(explain(str(error))) from None
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise InvalidRequest.of("body", "not valid JSON") from None
+
+
+class NoFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of a route that has none: nothing in it is ignored."""
 
 
 @cache

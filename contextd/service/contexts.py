@@ -1,10 +1,12 @@
 """What can be done to a context as a whole (§2)."""
 
+import asyncio
 import hashlib
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+import structlog
 from msgspec import UNSET
 from sqlalchemy import delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -17,7 +19,7 @@ from contextd.core.context import (
     ContextPatch,
     ContextRequest,
 )
-from contextd.core.errors import IdTaken, InvalidRequest, PayloadTooLarge
+from contextd.core.errors import IdTaken, InvalidRequest, PayloadTooLarge, ShuttingDown
 from contextd.core.machine import State
 from contextd.core.values import JsonObject
 from contextd.service.ledger import Ledger
@@ -36,6 +38,8 @@ from contextd.store.tables import (
     tombstones,
     turns,
 )
+
+log = structlog.get_logger(__name__)
 
 PURGE_ROWS = 5000  # in one transaction, so that a large deletion does not hold the writer up
 
@@ -70,6 +74,8 @@ class Contexts:
         self._reader = reader
         self._default_provider = default_provider
         self._providers = providers
+        self._to_purge = asyncio.Event()
+        self._to_purge.set()  # what an earlier process left
 
     async def create(self, request: ContextRequest) -> tuple[Context, bool]:
         """The context and whether it is new. Raises `IdTaken`, `InvalidRequest`, `PayloadTooLarge`."""
@@ -170,8 +176,21 @@ class Contexts:
             self._ledger.hub.publish_deleted(context_id, row.revision + 1)
             for turn_id in ended:
                 self._ledger.listener.turn_stopped(turn_id)
+            self._to_purge.set()
 
         await self._ledger.writer.change(work, tell)
+
+    async def keep_purged(self) -> None:
+        """Forever: removes what deleted contexts have left, whenever one was deleted."""
+        while True:
+            await self._to_purge.wait()
+            self._to_purge.clear()
+            try:
+                await self.purge()
+            except ShuttingDown:
+                return
+            except Exception:
+                log.exception("purging failed; the next deletion or start tries again")
 
     async def purge(self) -> int:
         """Removes the rows of deleted contexts, a bounded number at a time; returns how many went.

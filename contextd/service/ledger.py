@@ -163,6 +163,7 @@ class Ledger:
         )
         self.tail.add(live)
         if opened.texts:
+            self.writer.chunks_written += len(opened.texts)
             self.tail.extend(live, opened.texts, opened.ends)
         live.status = opened.status
         if opened.status is MessageStatus.STREAMING:

@@ -336,6 +336,7 @@ class Steps:
             .where(
                 messages.c.context_key == edit.key,
                 messages.c.turn_id == row.id,
+                messages.c.key != row.user_message_key,
                 messages.c.role == Role.ASSISTANT.value,
                 ~messages.c.superseded,
             )

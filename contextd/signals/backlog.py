@@ -163,10 +163,6 @@ class Backlog:
         track = self._tracks.get(head.message_id)
         return track is None or (track.sent < head.position and track.due <= now)
 
-    def reach(self, revision: int) -> None:
-        """A page's last frame carries the id of `revision`."""
-        self._cursor = revision
-
     def cover(self, open_ids: set[str], revision: int) -> None:
         """Forget what waits but was told, or overtaken, by the snapshot at `revision`."""
         for message_id, track in list(self._tracks.items()):

@@ -98,7 +98,6 @@ class Reader:
         frames = [self._tell(change, now) for change in changes]
         if frames and up_to is not None:
             frames[-1] = self._progress.id_line(up_to) + frames[-1]
-            self._backlog.reach(up_to)
         return self._hand_over(frames, now)
 
     def snapshot(

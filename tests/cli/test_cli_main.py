@@ -60,7 +60,7 @@ def test_a_refusal_is_its_detail_and_code(fake: Served, contextd: Contextd) -> N
 def test_a_reader_that_goes_away_ends_it_quietly(fake: Served, command: Command) -> None:
     """`contextd show … | head -c 1`: no traceback, whichever way the output is written."""
     fake.append(fake.add("c", title="x" * 70_000), "m", "y" * 200_000)
-    for arguments in (["show", "c"], ["show", "c", "--json"], ["ls"]):
+    for arguments in (["show", "c"], ["show", "c", "--json"], ["ls"], ["cancel", "c"]):
         reading, writing = os.pipe()
         os.close(reading)
         ran = subprocess.run(

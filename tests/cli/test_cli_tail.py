@@ -46,6 +46,7 @@ def test_from_start_repeats_nothing_and_misses_nothing(
     events += read_events(process, "closed")
     fake.do(lambda: fake.delete(context))
     events += read_events(process, "state")
+    assert fake.streams == ["f-4"]  # the list's cursor, with which nothing is missed
     texts = [(e["message_id"], e["content"]) for e in events if e["type"] == "text"]
     assert texts == [("u", "Hi"), ("m", "One two"), ("m", " three")]
     assert [e["message_id"] for e in events if e["type"] == "closed"] == ["u", "m"]

@@ -362,7 +362,7 @@ class FakeContextd:
             if sent == cut:
                 raise CutError
             if told is None or sent == end:
-                await request.more(b"retry: 1\n\n", last=True)
+                await request.more(b"retry: 25\n\n", last=True)
                 return
             whole = not snapshot or told["type"] == "state_changed"
             id_ = f"id: f-{told['revision']}\n" if "revision" in told and whole else ""

@@ -49,7 +49,7 @@ class Faults:
     """Each list is used up from the front, one entry a connection or a request."""
 
     cut_streams: list[int] = field(default_factory=list)  # after so many frames
-    end_streams: list[int] = field(default_factory=list)  # the same, cleanly, with `retry: 1`
+    end_streams: list[int] = field(default_factory=list)  # the same, cleanly, with `retry: 25`
     silent_streams: int = 0
     refuse_streams: list[int] = field(default_factory=list)  # with this status
     refuse_pulls: list[int] = field(default_factory=list)

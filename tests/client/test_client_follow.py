@@ -1,32 +1,25 @@
 """`follow`: what is told, in which order, and what it costs (§4.4)."""
 
 import asyncio
-import random
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import pytest
-from fake_contextd import FakeContextd, Faults
+from book import Book, is_current, is_state, read
+from fake_contextd import FakeContextd
 from fake_wire import FakeContext, signal_json
 
 from contextd.client import (
     ApiError,
     Client,
     Closed,
-    Current,
     Disconnected,
-    Event,
-    Restarted,
     StateChange,
     Text,
 )
-from contextd.client import errors as client_errors
 from contextd.client.follow import Levels
 from contextd.core.message import MessageStatus, Pull
 from contextd.core.signal import ContentDelta, Signal
-
-
-from book import Book, is_current, is_state, read
 
 
 async def test_attaching_tells_what_is_there_then_that_it_is_current(
@@ -197,6 +190,7 @@ async def test_a_clean_end_with_retry_is_followed_again(
         await read(events, book, is_current)
     assert isinstance(lost, Disconnected)
     assert lost.reason == "the server ended the stream"
+    assert lost.retry_s == 0.025
     assert book.texts == {"m": "x"}
 
 
@@ -240,20 +234,36 @@ async def test_a_deletion_ends_the_follow(
     assert book.events[-1].state == "deleted"
 
 
+def delta(position: int) -> ContentDelta:
+    return ContentDelta(
+        context_id="c",
+        message_id="m",
+        current_sequence=position,
+        role="assistant",
+        kind="text",
+        timestamp="",
+    )
+
+
+def answer(from_sequence: int, content: str) -> Pull:
+    """A chunk a character."""
+    sequence = from_sequence + len(content)
+    return Pull(
+        context_id="c",
+        message_id="m",
+        from_sequence=from_sequence,
+        sequence=sequence,
+        content=content,
+        head_sequence=sequence,
+        status=MessageStatus.STREAMING,
+        final=False,
+    )
+
+
 async def test_what_a_pull_brought_already_is_not_pulled_again() -> None:
     """A signal that arrives during a pull which brings its text costs nothing more."""
     pulling, noted = asyncio.Event(), asyncio.Event()
     pulls: list[int] = []
-
-    def delta(position: int) -> ContentDelta:
-        return ContentDelta(
-            context_id="c",
-            message_id="m",
-            current_sequence=position,
-            role="assistant",
-            kind="text",
-            timestamp="",
-        )
 
     async def signals() -> AsyncGenerator[Signal]:
         yield delta(1)
@@ -261,26 +271,44 @@ async def test_what_a_pull_brought_already_is_not_pulled_again() -> None:
         yield delta(2)
         noted.set()
 
-    async def pull_from(message_id: str, from_sequence: int) -> Pull:
+    async def pull_from(_: str, from_sequence: int) -> Pull:
         pulls.append(from_sequence)
         pulling.set()
         await noted.wait()
-        return Pull(
-            context_id="c",
-            message_id=message_id,
-            from_sequence=from_sequence,
-            sequence=2,
-            content="ab",
-            head_sequence=2,
-            status=MessageStatus.STREAMING,
-            final=False,
-        )
+        return answer(0, "ab")
 
     levels = Levels({}, pull_from)
     watch = asyncio.create_task(levels.watch(signals()))
     told = [event async for event in levels.events(watch)]
     assert [event.content for event in told if isinstance(event, Text)] == ["ab"]
     assert pulls == [0]
+
+
+async def test_an_answer_from_another_sequence_is_not_appended() -> None:
+    """Only what begins where the reader is can go on there; it asks again (§4.4)."""
+    answers = [answer(0, "a"), answer(0, "ab"), answer(1, "b")]
+
+    async def signals() -> AsyncGenerator[Signal]:
+        yield delta(1)
+        await first.wait()
+        yield delta(2)
+        await asyncio.Event().wait()
+
+    async def pull_from(_: str, __: int) -> Pull:
+        first.set()
+        return answers.pop(0)
+
+    first = asyncio.Event()
+    levels = Levels({}, pull_from)
+    watch = asyncio.create_task(levels.watch(signals()))
+    texts: list[str] = []
+    async with aclosing(levels.events(watch)) as events:
+        async for event in events:
+            texts += [event.content] if isinstance(event, Text) else []
+            if not answers:
+                break
+    watch.cancel()
+    assert texts == ["a", "b"]
 
 
 async def test_one_pull_at_a_time_for_a_message_but_several_messages_at_once(
@@ -340,10 +368,7 @@ async def test_a_reader_that_stops_leaves_nothing_behind(
     async with aclosing(client.follow("c")) as events:
         await read(events, Book(), is_current)
         assert len(context.readers) == 1
-    while context.readers:
-        await asyncio.sleep(0)
     own = {task for task in asyncio.all_tasks() - before if "watch" in repr(task)}
     assert own == set()
-
-
-@pytest.mark.parametrize("seed", range(6))
+    while context.readers:
+        await asyncio.sleep(0)

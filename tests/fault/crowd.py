@@ -94,6 +94,7 @@ class Crowd:
                     self.evidence.counts["operations broken off"] += 1
                     if isinstance(error, HungError):
                         self.evidence.fault("an operation that hangs", what=str(error))
+                await self.world.up.wait()
                 await asyncio.sleep(self.random.uniform(0, PAUSE_S_MAX))
         except Exception as error:
             self.evidence.fault("a driver that broke", error=repr(error))

@@ -97,7 +97,7 @@ async def _run_round(
         for proxy in proxies:
             proxy.on_cut = count_cut
             await proxy.start()
-        world = World(evidence, truth, requests.port, streams.port, fleet.port)
+        world = World(evidence, truth, requests.port, streams.port, fleet.port, fleet.up)
         crowds = [_make_crowd(world, f"{prefix}-{index}", seed) for index in range(4)]
         async with asyncio.TaskGroup() as group:
             for crowd in crowds:

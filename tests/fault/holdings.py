@@ -27,8 +27,8 @@ STALE_S_MAX = 20.0
 class World:
     """What the readers and senders of a run share.
 
-    `port` and `stream_port`: of proxies. `direct_port`: of a server, or None while there is none. `truth` is looked
-    into when it is open. `several`: more than one server is at work, so that one may be a moment
+    `port` and `stream_port`: of proxies. `direct_port`: of a server, or None while there is none; `up` is
+    set while there is one. `truth` is looked into when it is open. `several`: more than one server is at work, so that one may be a moment
     behind the other.
     """
 
@@ -37,6 +37,7 @@ class World:
     port: int
     stream_port: int
     direct_port: Callable[[], int | None]
+    up: asyncio.Event
     cache: dict[str, Answer] = field(default_factory=dict)
     several: bool = False
 
@@ -115,6 +116,7 @@ class Holder:
                     connection.close()
                 if answer.status != 503:
                     return answer
+            await self.world.up.wait()
             await asyncio.sleep(self.random.uniform(0.001, RETRY_S_MAX))
 
     async def _pull_until_content(self, holding: Holding) -> None:

@@ -225,6 +225,7 @@ class KillRun:
                 self._requests.port,
                 self._streams.port,
                 self._fleet.port,
+                self._fleet.up,
                 several=self._several,
             )
             crowd = Crowd(

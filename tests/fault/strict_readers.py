@@ -86,6 +86,7 @@ class SignalReader(Holder):
                 await self._list()
             while not self._stopping and not self.gone:
                 await self._follow()
+                await self.world.up.wait()
                 await asyncio.sleep(self.random.uniform(0, RETRY_S_MAX))
         except Exception as error:
             self.evidence.fault("a reader that broke", by=self.name, error=repr(error))

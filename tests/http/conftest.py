@@ -5,8 +5,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from bodies import CHUNKS
 from serving import Server
-from wire import Api
+from wire import ENDLESS, Api, script, until
 
 FAST = {"scripted_rate": 0, "backoff_initial_s": 0.01, "backoff_max_s": 0.02}
 
@@ -54,7 +55,40 @@ def tight(make_server: MakeServer) -> Iterator[Api]:
     client.close()
 
 
+@pytest.fixture(scope="session")
+def patient(make_server: MakeServer) -> Iterator[Api]:
+    """A server that writes at the default rate, and waits for minutes before a second attempt."""
+    client = Api(make_server(scripted_rate="", backoff_initial_s=300, backoff_max_s=300).url)
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="session")
+def named(make_server: MakeServer) -> Iterator[Api]:
+    """A server that has a name of its own, and one site that may use it; contexts are of one test."""
+    hosts, origins = "chat.example,other.example", "https://chat.example"
+    client = Api(make_server(allowed_hosts=hosts, cors_origins=origins).url)
+    yield client
+    client.close()
+
+
 @pytest.fixture
 def context_id(api: Api) -> str:
     """A new context of the shared server."""
     return api.create()
+
+
+@pytest.fixture(scope="module")
+def closed(api: Api) -> tuple[str, str]:
+    """A closed message of known chunks."""
+    context_id = api.create()
+    return context_id, api.reply(context_id, script({"chunks": CHUNKS}))["id"]
+
+
+@pytest.fixture
+def open_message(api: Api, context_id: str) -> Iterator[tuple[str, str]]:
+    """An open message that stands at 3 chunks."""
+    api.send(context_id, ENDLESS)
+    until(lambda: any(m["current_sequence"] == 3 for m in api.context(context_id)["open_messages"]))
+    yield context_id, api.opened(context_id)["message_id"]
+    api.http.delete(f"/contexts/{context_id}")

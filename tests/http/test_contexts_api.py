@@ -1,38 +1,15 @@
 """§2 at the wire: creating, reading, listing, changing and deleting contexts."""
 
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from bodies import CONTEXT_FIELDS, EVERYTHING, EXTERNAL_TOOL
+from serving import Server
 from wire import ENDLESS, SILENT, TIMESTAMP, UUID7, Api, Json, invalid, ok, problem, until
-
-CONTEXT_FIELDS = {
-    "id", "title", "state", "state_detail", "revision", "record_revision", "stream_cursor", "mode",
-    "active_branch", "system_prompt", "provider", "model", "tools", "approval_policy", "on_busy",
-    "metadata", "message_count", "open_messages", "pending_tool_calls", "queued_messages",
-    "can_send", "created_at", "updated_at",
-}  # fmt: skip
-
-EXTERNAL_TOOL = {
-    "name": "weather",
-    "description": "The weather somewhere",
-    "parameters": {"type": "object", "properties": {"where": {"type": "string"}}},
-    "external": True,
-}
-
-EVERYTHING: Json = {
-    "title": "Ünïcode 🦊",
-    "mode": "plan",
-    "system_prompt": "Be brief.",
-    "provider": "scripted",
-    "model": "some-model",
-    "tools": ["read_file", EXTERNAL_TOOL],
-    "approval_policy": {"mode": "manual", "allow": ["read_file"], "max_depth": 3, "max_calls": 7},
-    "on_busy": "reject",
-    "metadata": {"a": {"b": [1, 2.5, None, True, "x"]}},
-}
 
 
 def test_an_empty_body_makes_an_idle_context_with_every_field(api: Api) -> None:
@@ -68,8 +45,8 @@ def test_no_body_is_an_empty_body(api: Api) -> None:
     for raw in (b"null", b"[]", b"5"):
         for method, path in (("PATCH", ""), ("POST", "/messages")):
             headers = {"content-type": "application/json"}
-            path = f"/contexts/{context_id}{path}"
-            response = api.http.request(method, path, content=raw, headers=headers)
+            url = f"/contexts/{context_id}{path}"
+            response = api.http.request(method, url, content=raw, headers=headers)
             problem(response, 400, "invalid_request")
 
 
@@ -225,13 +202,13 @@ def test_an_unknown_context_is_404_everywhere(api: Api, method: str, path: str, 
 # Lists
 
 
-def test_the_list_is_newest_activity_first_and_paged(make_server: Any) -> None:
+def test_the_list_is_newest_activity_first_and_paged(named: Api) -> None:
     """Pages join to the whole, in the order of the last activity; next_cursor is null at the end."""
-    api = Api(make_server().url)
+    api = named
     ids = [api.create(title=str(n)) for n in range(5)]
     until(lambda: api.http.patch(f"/contexts/{ids[1]}", json={"title": "touched"}).is_success)
     listed = api.walk("/contexts", limit=2)
-    assert [item["id"] for item in listed][0] == ids[1]
+    assert listed[0]["id"] == ids[1]
     assert {item["id"] for item in listed} == set(ids)
     assert len(listed) == 5
     assert [item["updated_at"] for item in listed] == sorted(
@@ -253,7 +230,6 @@ def test_the_list_is_newest_activity_first_and_paged(make_server: Any) -> None:
     assert len(both) == 5
     assert ok(api.http.get("/contexts?state=failed"))["items"] == []
     api.cancel(ids[2], turn_id=running["turn_id"])
-    api.close()
 
 
 @pytest.mark.parametrize(
@@ -278,141 +254,6 @@ def test_the_list_is_newest_activity_first_and_paged(make_server: Any) -> None:
 def test_a_wrong_parameter_of_the_list_is_named(api: Api, query: str, field: str) -> None:
     """400 with the parameter's own name."""
     invalid(api.http.get(f"/contexts?{query}"), field)
-
-
-# Changing
-
-
-def test_a_patch_changes_what_it_names_and_nothing_else(api: Api) -> None:
-    """JSON merge patch: one revision more, of the record too; Location-free 200 with the Context."""
-    before = ok(api.http.post("/contexts", json=EVERYTHING), 201)
-    after = ok(api.http.patch(f"/contexts/{before['id']}", json={"title": "new", "mode": "act"}))
-    assert after["revision"] == after["record_revision"] == before["revision"] + 1
-    changed = {name for name in CONTEXT_FIELDS if before[name] != after[name]}
-    allowed = {"title", "mode", "revision", "record_revision", "stream_cursor", "updated_at"}
-    assert {"title", "mode"} <= changed <= allowed
-    assert api.context(before["id"]) == after
-
-
-def test_null_puts_a_member_back_to_its_default(api: Api) -> None:
-    """RFC 7396: null removes; what is removed is as if never set."""
-    before = ok(api.http.post("/contexts", json=EVERYTHING), 201)
-    plain = ok(api.http.post("/contexts", json={}), 201)
-    patch = dict.fromkeys(EVERYTHING)
-    after = ok(api.http.patch(f"/contexts/{before['id']}", json=patch))
-    for name in EVERYTHING:
-        assert after[name] == plain[name], name
-
-
-def test_a_patch_that_changes_nothing_takes_no_revision(api: Api) -> None:
-    """A revision is a committed change: the same values again are none (§1)."""
-    before = ok(api.http.post("/contexts", json=EVERYTHING), 201)
-    for patch in ({}, {"title": EVERYTHING["title"]}, {"metadata": {"a": {}}}):
-        after = ok(api.http.patch(f"/contexts/{before['id']}", json=patch))
-        assert after["revision"] == before["revision"]
-        assert after["updated_at"] == before["updated_at"]
-
-
-def test_the_media_type_of_merge_patch_is_taken(api: Api, context_id: str) -> None:
-    """RFC 7396 names `application/merge-patch+json`."""
-    headers = {"content-type": "application/merge-patch+json"}
-    response = api.http.patch(f"/contexts/{context_id}", content=b'{"title":"m"}', headers=headers)
-    assert ok(response)["title"] == "m"
-
-
-def test_a_patch_of_another_media_type_is_refused(api: Api, context_id: str) -> None:
-    """415, and nothing changed."""
-    headers = {"content-type": "text/plain"}
-    response = api.http.patch(f"/contexts/{context_id}", content=b'{"title":"m"}', headers=headers)
-    problem(response, 415, "unsupported_media_type")
-    assert api.context(context_id)["title"] is None
-
-
-def merged(target: Any, patch: Any) -> Any:
-    """RFC 7396, written from its text."""
-    if not isinstance(patch, dict):
-        return patch
-    result = dict(target) if isinstance(target, dict) else {}
-    for name, value in patch.items():
-        if value is None:
-            result.pop(name, None)
-        else:
-            result[name] = merged(result.get(name), value)
-    return result
-
-
-JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-9, 9) | st.sampled_from(["", "x"]),
-    lambda inner: st.lists(inner, max_size=2)
-    | st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
-    max_leaves=6,
-)
-JSON_OBJECTS = st.dictionaries(st.sampled_from("abc"), JSON_VALUES, max_size=3)
-
-
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
-@given(before=JSON_OBJECTS, patch=JSON_OBJECTS)
-def test_metadata_is_merged_as_the_rfc_says(api: Api, before: Json, patch: Json) -> None:
-    """Whatever the document and the patch: the RFC's own algorithm gives the same."""
-    id_ = api.create(metadata=before)
-    after = ok(api.http.patch(f"/contexts/{id_}", json={"metadata": patch}))
-    assert after["metadata"] == merged(before, patch)
-
-
-def test_the_approval_policy_is_merged_member_by_member(api: Api) -> None:
-    """An object in a merge patch merges; null in it is the member's default."""
-    id_ = api.create(approval_policy={"mode": "manual", "allow": ["a"], "max_calls": 3})
-    patch = {"approval_policy": {"allow": None, "max_depth": 9}}
-    after = ok(api.http.patch(f"/contexts/{id_}", json=patch))
-    assert after["approval_policy"] == {
-        "mode": "manual", "allow": [], "max_depth": 9, "max_calls": 3,
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("patch", "field"),
-    [
-        ({"state": "idle"}, "state"),
-        ({"id": "x"}, "id"),
-        ({"title": 5}, "title"),
-        ({"mode": "fly"}, "mode"),
-        ({"on_busy": 1}, "on_busy"),
-        ({"metadata": 1}, "metadata"),
-        ({"provider": "no-such-provider"}, "provider"),
-        ({"active_branch": 5}, "active_branch"),
-        ({"active_branch": None}, "active_branch"),
-        ({"tools": {}}, "tools"),
-        ({"approval_policy": []}, "approval_policy"),
-        ({"approval_policy": {"mode": "x"}}, "approval_policy.mode"),
-        ({"approval_policy": {"nope": 1}}, "approval_policy.nope"),
-    ],
-)
-def test_a_wrong_member_of_a_patch_is_named(
-    api: Api, context_id: str, patch: Json, field: str
-) -> None:
-    """400, and nothing changed."""
-    before = api.context(context_id)
-    invalid(api.http.patch(f"/contexts/{context_id}", json={"title": "t", **patch}), field)
-    assert api.context(context_id) == before
-
-
-def test_a_patch_to_an_unknown_branch_is_404(api: Api, context_id: str) -> None:
-    """branch_not_found, and nothing changed."""
-    patch = {"active_branch": "elsewhere", "title": "t"}
-    refusal = problem(api.http.patch(f"/contexts/{context_id}", json=patch), 404, "branch_not_found")
-    assert "elsewhere" in refusal.values()
-    assert api.context(context_id)["title"] is None
-
-
-def test_a_patch_works_while_a_turn_runs(api: Api, context_id: str) -> None:
-    """The record is not the state: a title can change in every state."""
-    api.send(context_id, ENDLESS)
-    api.in_state(context_id, "streaming_llm_response")
-    after = ok(api.http.patch(f"/contexts/{context_id}", json={"title": "t"}))
-    assert after["title"] == "t"
-    assert after["state"] == "streaming_llm_response"
-    assert after["revision"] == after["record_revision"]
-    api.cancel(context_id)
 
 
 # As it is
@@ -483,8 +324,28 @@ def test_a_waiting_pull_of_a_deleted_message_is_answered(api: Api, context_id: s
                             if m["current_sequence"] >= 3])[0]  # fmt: skip
     message_id, held = opened["message_id"], opened["current_sequence"]
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(
-            api.get_content, context_id, message_id, from_sequence=held, wait=30
-        )
+        waiting = pool.submit(api.get_content, context_id, message_id, from_sequence=held, wait=30)
         assert api.http.delete(f"/contexts/{context_id}").status_code == 204
         problem(waiting.result(timeout=15), 404, "context_not_found")
+
+
+def test_nothing_of_a_deleted_context_stays_in_the_database(tmp_path: Path) -> None:
+    """Everything of it is gone but its id (§2): no chunk is kept until some restart."""
+    database = tmp_path / "contextd.db"
+    with Server(database, settings={"scripted_rate": 0}) as server:
+        api = Api(server.url)
+        context_id = api.create(id="gone", title="secret title")
+        api.run(context_id, "secret text")
+        assert api.http.delete(f"/contexts/{context_id}").status_code == 204
+
+        def rows() -> int:
+            with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+                tables = ("contexts", "messages", "heads", "chunks", "turns", "journal", "branches")
+                counts = [
+                    connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+                    for table in tables
+                ]
+            return sum(counts)
+
+        until(lambda: rows() == 0, "the deletion of all rows")
+        api.close()

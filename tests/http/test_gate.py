@@ -1,8 +1,5 @@
 """§11 and the CORS of §3.3 at the wire: which hosts and which origins are answered."""
 
-from collections.abc import Iterator
-from typing import Any
-
 import pytest
 from wire import Api, ok, problem
 
@@ -32,20 +29,13 @@ EXPOSED = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def named(make_server: Any) -> Iterator[Api]:
-    """A server that has a name of its own, and one site that may use it."""
-    server = make_server(allowed_hosts="chat.example,other.example", cors_origins="https://chat.example")
-    client = Api(server.url)
-    yield client
-    client.close()
-
-
 def names(value: str) -> set[str]:
     return {part.strip().lower() for part in value.split(",")}
 
 
-@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1", "127.0.0.1:8600", "[::1]:80"])
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST:1", "127.0.0.1", "127.0.0.1:8600", "[::1]:80"]
+)
 def test_its_own_host_names_are_answered(api: Api, host: str) -> None:
     """Loopback by each of its names, with and without a port."""
     assert api.http.get("/health/live", headers={"host": host}).status_code == 200
@@ -128,7 +118,9 @@ def test_pages_elsewhere_are_forbidden(api: Api, context_id: str, origin: str) -
     assert api.context(context_id) == before
 
 
-@pytest.mark.parametrize("path", ["/contexts", "/contexts/x/messages/m/content", "/contexts/x/stream"])
+@pytest.mark.parametrize(
+    "path", ["/contexts", "/contexts/x/messages/m/content", "/contexts/x/stream"]
+)
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE"])
 def test_a_preflight_is_answered(api: Api, path: str, method: str) -> None:
     """What a browser asks before it sends: this method and these headers from this origin."""
@@ -167,5 +159,9 @@ def test_hosts_and_origins_are_settings(named: Api) -> None:
     problem(named.http.get("/health/live", headers={"host": "evil.example"}), 403, "forbidden")
     response = named.http.get("/health/live", headers={"origin": "https://chat.example"})
     assert response.headers["access-control-allow-origin"] == "https://chat.example"
-    for origin in ("http://chat.example", "https://chat.example.evil.example", "https://chatxexample"):
+    for origin in (
+        "http://chat.example",
+        "https://chat.example.evil.example",
+        "https://chatxexample",
+    ):
         problem(named.http.get("/health/live", headers={"origin": origin}), 403, "forbidden")

@@ -140,7 +140,10 @@ def test_answers_are_as_described(api: Api, document: Json, context_id: str) -> 
     ):
         body = ok(api.http.get(url))
         validate(body, schema(document, path, "get", 200, "application/json"), url)
-    for path, url in ((CONTEXT, "/contexts/nothing"), (f"{CONTEXT}/messages", f"{root}/messages?limit=0")):
+    for path, url in (
+        (CONTEXT, "/contexts/nothing"),
+        (f"{CONTEXT}/messages", f"{root}/messages?limit=0"),
+    ):
         response = api.http.get(url)
         problem_schema = schema(document, path, "get", response.status_code, PROBLEM_TYPE)
         validate(response.json(), problem_schema, url)

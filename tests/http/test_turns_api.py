@@ -1,87 +1,17 @@
-"""§5 and §6 at the wire: the machine, the journal, turns, cancel, retry and back-off."""
+"""§6 at the wire: turns, retry, back-off, and a crash."""
 
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any
 
 import pytest
+from protocol_table import TRANSITIONS, TURN_STATES
 from serving import Server
-from wire import ENDLESS, SILENT, TIMESTAMP, Api, Json, invalid, ok, problem, script, until
+from wire import ENDLESS, SILENT, TIMESTAMP, Api, ok, problem, script, until
 
 TURN_FIELDS = {
     "id", "context_id", "branch", "status", "attempt", "retry_of", "started_at", "ended_at",
     "first_chunk_ms", "phases", "message_ids", "usage", "error",
 }  # fmt: skip
-ENTRY_FIELDS = {
-    "revision", "turn_id", "trigger", "from_state", "to_state", "at", "duration_ms", "detail",
-}  # fmt: skip
-
-TURN_STATES = (
-    "processing_user_message", "awaiting_llm_response", "streaming_llm_response",
-    "processing_llm_response", "awaiting_tool_approval", "executing_tools",
-    "awaiting_tool_results", "processing_tool_results", "transient_failure",
-)  # fmt: skip
-STATES = {"idle", *TURN_STATES, "failed", "producing"}
-
-# The table of §5, as the page has it.
-TABLE: dict[str, list[tuple[tuple[str, ...], str | None]]] = {
-    "receive_message": [(("idle", "failed"), "processing_user_message")],
-    "request_llm": [
-        (
-            ("processing_user_message", "processing_tool_results", "transient_failure"),
-            "awaiting_llm_response",
-        )
-    ],
-    "first_chunk": [(("awaiting_llm_response",), "streaming_llm_response")],
-    "end_stream": [
-        (("awaiting_llm_response", "streaming_llm_response"), "processing_llm_response")
-    ],
-    "require_approval": [(("processing_llm_response",), "awaiting_tool_approval")],
-    "execute_tools": [(("processing_llm_response", "awaiting_tool_approval"), "executing_tools")],
-    "await_results": [(("executing_tools",), "awaiting_tool_results")],
-    "collect_results": [
-        (
-            (
-                "processing_llm_response", "awaiting_tool_approval", "executing_tools",
-                "awaiting_tool_results",
-            ),
-            "processing_tool_results",
-        )
-    ],
-    "finish": [(("processing_llm_response", "processing_tool_results"), "idle")],
-    "fail_transiently": [
-        (("awaiting_llm_response", "streaming_llm_response"), "transient_failure")
-    ],
-    "fail": [(TURN_STATES, "failed")],
-    "retry": [(("failed",), "awaiting_llm_response")],
-    "cancel": [((*TURN_STATES, "producing"), "idle")],
-    "open_message": [(("idle", "failed", "producing"), "producing")],
-    "close_message": [(("producing",), "idle")],
-    "recover": [
-        (("awaiting_llm_response", "streaming_llm_response"), "transient_failure"),
-        (
-            (
-                "processing_user_message", "processing_llm_response", "processing_tool_results",
-                "executing_tools", "transient_failure",
-            ),
-            None,
-        ),
-    ],
-}  # fmt: skip
-TRANSITIONS = {
-    (trigger, source, target or source)
-    for trigger, rows in TABLE.items()
-    for sources, target in rows
-    for source in sources
-}
-
-
-@pytest.fixture(scope="module")
-def patient(make_server: Any) -> Iterator[Api]:
-    """A server that waits for minutes before it tries a second time."""
-    client = Api(make_server(backoff_initial_s=300, backoff_max_s=300).url)
-    yield client
-    client.close()
 
 
 @pytest.fixture(scope="module")
@@ -92,79 +22,14 @@ def hasty(make_server: Any) -> Iterator[Api]:
     client.close()
 
 
-# The machine
-
-
-def test_the_machine_is_the_table_of_the_protocol(api: Api) -> None:
-    """States, triggers and every transition, and none besides."""
-    machine = ok(api.http.get("/machine"))
-    assert set(machine) == {"states", "triggers", "transitions"}
-    assert set(machine["states"]) == STATES
-    assert len(machine["states"]) == len(STATES)
-    assert set(machine["triggers"]) == set(TABLE)
-    for row in machine["transitions"]:
-        assert set(row) == {"trigger", "from_state", "to_state"}
-    rows = [(r["trigger"], r["from_state"], r["to_state"]) for r in machine["transitions"]]
-    assert len(rows) == len(set(rows))
-    assert set(rows) == TRANSITIONS
-
-
-def test_the_machine_as_a_diagram(api: Api) -> None:
-    """`Accept: text/vnd.mermaid` gives a state diagram that names every state and trigger."""
-    response = api.http.get("/machine", headers={"accept": "text/vnd.mermaid"})
-    assert response.status_code == 200
-    assert response.headers["content-type"].split(";")[0] == "text/vnd.mermaid"
-    assert "stateDiagram" in response.text
-    for name in STATES | set(TABLE):
-        assert name in response.text
-    assert "accept" in response.headers["vary"].lower()
-    ok(api.http.get("/machine", headers={"accept": "application/json, text/vnd.mermaid;q=0.5"}))
-
-
-# The journal
-
-
-def test_the_journal_of_a_plain_turn(api: Api, context_id: str) -> None:
-    """Five steps, oldest first, each its own revision, each allowed by the table."""
-    answer, _ = api.run(context_id, "hello")
-    journal = api.journal(context_id)
-    assert [entry["trigger"] for entry in journal] == [
-        "receive_message", "request_llm", "first_chunk", "end_stream", "finish",
-    ]  # fmt: skip
-    for entry in journal:
-        assert set(entry) == ENTRY_FIELDS
-        assert (entry["trigger"], entry["from_state"], entry["to_state"]) in TRANSITIONS
-        assert entry["turn_id"] == answer["turn_id"]
-        assert TIMESTAMP.fullmatch(entry["at"])
-        assert entry["duration_ms"] >= 0
-        assert isinstance(entry["detail"], dict)
-    for before, after in pairwise(journal):
-        assert after["revision"] == before["revision"] + 1
-        assert after["from_state"] == before["to_state"]
-    assert journal[0]["revision"] == answer["revision"]
-    assert journal[-1]["revision"] == api.context(context_id)["revision"]
-    path = f"/contexts/{context_id}/transitions"
-    assert api.walk(path, limit=2) == api.walk(path, limit=5) == journal
-
-
-@pytest.mark.parametrize("list_", ["transitions", "turns"])
-@pytest.mark.parametrize(
-    ("query", "field"),
-    [("limit=0", "limit"), ("limit=x", "limit"), ("cursor=garbage", "cursor"), ("a=1", "a")],
-)
-def test_a_wrong_parameter_of_these_lists_is_named(
-    api: Api, context_id: str, list_: str, query: str, field: str
-) -> None:
-    """400 with its name."""
-    invalid(api.http.get(f"/contexts/{context_id}/{list_}?{query}"), field)
-
-
 # Turns
 
 
 def test_a_turn_that_completed(api: Api, context_id: str) -> None:
     """Its thirteen fields, its messages in order, and its time by states."""
-    text = script({"thinking": "hm"}, {"text": "yes"}, {"usage": {"prompt_tokens": 3, "completion_tokens": 4}})
+    text = script(
+        {"thinking": "hm"}, {"text": "yes"}, {"usage": {"prompt_tokens": 3, "completion_tokens": 4}}
+    )
     answer, turn = api.run(context_id, text)
     assert set(turn) == TURN_FIELDS
     assert turn["id"] == answer["turn_id"]
@@ -198,7 +63,9 @@ def test_turns_are_listed_and_paged(api: Api, context_id: str) -> None:
     assert queued["started_at"] is queued["ended_at"] is queued["first_chunk_ms"] is None
     assert queued["phases"] == {}
     for limit in (1, 3, 4):
-        assert [turn["id"] for turn in api.walk(path, limit=limit)] == [turn["id"] for turn in turns]
+        assert [turn["id"] for turn in api.walk(path, limit=limit)] == [
+            turn["id"] for turn in turns
+        ]
     api.http.delete(f"/contexts/{context_id}")
 
 
@@ -216,191 +83,6 @@ def test_an_answer_without_a_word_completes(api: Api, context_id: str) -> None:
     _, turn = api.run(context_id, script())
     assert turn["status"] == "completed"
     assert api.context(context_id)["state"] == "idle"
-
-
-# Cancel
-
-
-def check_cancelled(api: Api, context_id: str, turn_id: str) -> Json:
-    """What holds after every cancel; returns the turn's last assistant's message."""
-    turn = api.turn(context_id, turn_id)
-    assert turn["status"] == "cancelled"
-    assert TIMESTAMP.fullmatch(turn["ended_at"])
-    context = api.context(context_id)
-    assert context["state"] == "idle"
-    assert context["state_detail"] == {}
-    assert context["open_messages"] == []
-    assert api.journal(context_id)[-1]["trigger"] == "cancel"
-    replies = api.replies(context_id, turn_id)
-    assert replies[-1]["role"] == "assistant"
-    assert replies[-1]["status"] == "cancelled"
-    assert replies[-1]["final_sequence"] == replies[-1]["current_sequence"]
-    return replies[-1]
-
-
-def test_cancel_while_the_model_is_silent(api: Api, context_id: str) -> None:
-    """awaiting_llm_response: an empty message is closed as cancelled."""
-    answer = api.send(context_id, SILENT)
-    api.in_state(context_id, "awaiting_llm_response")
-    cancelled = api.cancel(context_id)
-    assert cancelled == {"state": "idle", "cancelled_turn_id": answer["turn_id"]}
-    message = check_cancelled(api, context_id, answer["turn_id"])
-    assert message["final_sequence"] == 0
-    assert [m["id"] for m in api.messages(context_id)] == [answer["message_id"], message["id"]]
-
-
-def test_cancel_while_the_model_writes(api: Api, context_id: str) -> None:
-    """streaming_llm_response: open messages are closed at their committed head, and stay so."""
-    answer = api.send(context_id, script({"rate": 1000}, {"repeat": 1_000_000, "text": "x"}))
-    api.opened(context_id)
-    assert api.cancel(context_id)["cancelled_turn_id"] == answer["turn_id"]
-    message = check_cancelled(api, context_id, answer["turn_id"])
-    assert message["final_sequence"] >= 1
-    assert api.text(context_id, message["id"]) == "x" * message["final_sequence"]
-    assert message["stats"]["chunks"] == message["final_sequence"]
-    api.run(context_id, "time passes")
-    assert api.message(context_id, message["id"]) == message
-    pulled = api.pull(context_id, message["id"])
-    assert pulled["head_sequence"] == message["final_sequence"]
-
-
-def test_cancel_closes_every_open_message(api: Api, context_id: str) -> None:
-    """Thinking and text alike."""
-    text = script({"thinking": "a b "}, {"text": "c "}, {"delay_ms": 600_000})
-    answer = api.send(context_id, text)
-    until(lambda: len(api.context(context_id)["open_messages"]) == 2)
-    api.cancel(context_id)
-    check_cancelled(api, context_id, answer["turn_id"])
-    replies = api.replies(context_id, answer["turn_id"])
-    assert [(m["kind"], m["status"]) for m in replies] == [
-        ("thinking", "cancelled"), ("text", "cancelled"),
-    ]  # fmt: skip
-
-
-def test_cancel_while_waiting_to_try_again(patient: Api) -> None:
-    """transient_failure: the wait ends, and an empty message stands for the turn's end."""
-    context_id = patient.create()
-    answer = patient.send(context_id, script({"text": "half "}, {"error": "transient"}))
-    context = patient.in_state(context_id, "transient_failure")
-    assert context["state_detail"]["attempt"] == 1
-    assert context["state_detail"]["wait_ms"] > 0
-    patient.cancel(context_id)
-    message = check_cancelled(patient, context_id, answer["turn_id"])
-    assert message["final_sequence"] == 0
-    listed = [m["id"] for m in patient.messages(context_id)]
-    assert listed == [answer["message_id"], message["id"]]
-    assert patient.reply(context_id, "on")["status"] == "completed"
-
-
-def test_cancel_when_nothing_runs_changes_nothing(api: Api, context_id: str) -> None:
-    """200, cancelled_turn_id null: idle, failed, after a turn, and twice."""
-    assert api.cancel(context_id) == {"state": "idle", "cancelled_turn_id": None}
-    answer, _ = api.run(context_id, "x")
-    before = api.context(context_id)
-    assert api.cancel(context_id)["cancelled_turn_id"] is None
-    assert api.cancel(context_id, turn_id=answer["turn_id"])["cancelled_turn_id"] is None
-    path = f"/contexts/{context_id}/turns/{answer['turn_id']}/cancel"
-    assert ok(api.http.post(path))["cancelled_turn_id"] is None
-    assert api.context(context_id) == before
-    api.run(context_id, script({"error": "fatal"}))
-    assert api.cancel(context_id) == {"state": "failed", "cancelled_turn_id": None}
-
-
-def test_cancel_of_another_turn_changes_nothing(api: Api, context_id: str) -> None:
-    """Another turn than the one named: a click that comes late never hits the next turn."""
-    old, _ = api.run(context_id, "x")
-    running = api.send(context_id, ENDLESS)
-    api.opened(context_id)
-    for turn_id in (old["turn_id"], "nothing"):
-        answer = api.cancel(context_id, turn_id=turn_id)
-        assert answer == {"state": "streaming_llm_response", "cancelled_turn_id": None}
-    named = api.cancel(context_id, turn_id=running["turn_id"])
-    assert named == {"state": "idle", "cancelled_turn_id": running["turn_id"]}
-
-
-def test_cancel_needs_no_body(api: Api, context_id: str) -> None:
-    """`{"turn_id"?}`: an empty object, and no body at all."""
-    path = f"/contexts/{context_id}/cancel"
-    for response in (api.http.post(path), api.http.post(path, json={})):
-        assert ok(response)["cancelled_turn_id"] is None
-
-
-@pytest.mark.parametrize(
-    ("body", "field"),
-    [({"turn_id": 5}, "turn_id"), ({"turn": "x"}, "turn"), ({"turn_id": "a b"}, "turn_id")],
-)
-def test_a_wrong_field_of_a_cancel_is_named(
-    api: Api, context_id: str, body: Json, field: str
-) -> None:
-    """400, and the turn runs on."""
-    answer = api.send(context_id, ENDLESS)
-    invalid(api.http.post(f"/contexts/{context_id}/cancel", json=body), field)
-    assert api.turn(context_id, answer["turn_id"])["status"] == "running"
-    api.cancel(context_id)
-
-
-def test_cancel_starts_what_is_queued(api: Api, context_id: str) -> None:
-    """The queue goes on after a cancelled turn."""
-    api.send(context_id, ENDLESS)
-    queued = api.send(context_id, "next")
-    api.opened(context_id)
-    assert api.cancel(context_id)["state"] in TURN_STATES
-    assert api.ended(context_id, queued["turn_id"])["status"] == "completed"
-
-
-def test_a_queued_turn_can_be_taken_out(api: Api, context_id: str) -> None:
-    """The running one is not touched; the queued one ends as cancelled, seen as a completion."""
-    running = api.send(context_id, ENDLESS)
-    queued = [api.send(context_id, str(n)) for n in range(3)]
-    api.opened(context_id)
-    cursor = api.context(context_id)["stream_cursor"]
-    path = f"/contexts/{context_id}/turns/{queued[1]['turn_id']}/cancel"
-    answer = ok(api.http.post(path))
-    assert answer["cancelled_turn_id"] == queued[1]["turn_id"]
-    assert answer["state"] == "streaming_llm_response"
-    assert ok(api.http.post(path))["cancelled_turn_id"] is None
-    turn = api.turn(context_id, queued[1]["turn_id"])
-    assert turn["status"] == "cancelled"
-    assert turn["started_at"] is None
-    assert TIMESTAMP.fullmatch(turn["ended_at"])
-    assert api.context(context_id)["queued_messages"] == 2
-    assert api.turn(context_id, running["turn_id"])["status"] == "running"
-    frames = api.attach(context_id, last_event_id=cursor)
-    (reply,) = api.replies(context_id, queued[1]["turn_id"])
-    assert (reply["status"], reply["final_sequence"]) == ("cancelled", 0)
-    ends = [f["message_id"] for f in frames if f.type == "message_completed"]
-    assert reply["id"] in ends
-    api.cancel(context_id)
-    for other in (queued[0], queued[2]):
-        assert api.ended(context_id, other["turn_id"])["status"] == "completed"
-    texts = [api.text(context_id, m["id"]) for m in api.messages(context_id)]
-    assert [t for t in texts if t in ("0", "1", "2")] == ["0", "2"]
-    assert api.context(context_id)["message_count"] == len(texts)
-
-
-def test_a_running_turn_can_be_cancelled_by_its_path(api: Api, context_id: str) -> None:
-    """As with `POST …/cancel` and its id."""
-    answer = api.send(context_id, ENDLESS)
-    api.opened(context_id)
-    path = f"/contexts/{context_id}/turns/{answer['turn_id']}/cancel"
-    assert ok(api.http.post(path)) == {"state": "idle", "cancelled_turn_id": answer["turn_id"]}
-    check_cancelled(api, context_id, answer["turn_id"])
-
-
-def test_exactly_one_end_however_often_it_is_asked_for(api: Api, context_id: str) -> None:
-    """A cancel against the natural end: one of them wins, and the journal has one end."""
-    for _ in range(10):
-        answer = api.send(context_id, "a b c")
-        cancelled = api.cancel(context_id)["cancelled_turn_id"]
-        turn = api.ended(context_id, answer["turn_id"])
-        assert turn["status"] == ("cancelled" if cancelled else "completed")
-        ends = [
-            entry["trigger"]
-            for entry in api.journal(context_id)
-            if entry["turn_id"] == answer["turn_id"]
-            and entry["trigger"] in ("finish", "cancel", "fail")
-        ]
-        assert len(ends) == 1
 
 
 # Retry
@@ -537,9 +219,7 @@ def test_transient_failure_says_attempt_wait_and_error(patient: Api) -> None:
 def test_usage_of_broken_attempts_counts(api: Api, context_id: str) -> None:
     """What was paid for is the turn's usage."""
     usage = {"usage": {"prompt_tokens": 10, "completion_tokens": 1}}
-    _, turn = api.run(
-        context_id, script(usage, {"error": "transient", "times": 1}, {"text": "x"})
-    )
+    _, turn = api.run(context_id, script(usage, {"error": "transient", "times": 1}, {"text": "x"}))
     assert turn["status"] == "completed"
     assert turn["usage"] == {"prompt_tokens": 20, "completion_tokens": 2}
 
@@ -589,7 +269,7 @@ def test_a_turn_keeps_the_branch_that_it_started_on(api: Api, context_id: str) -
 
 def test_a_crash_costs_an_attempt_and_nothing_else(make_server: Any) -> None:
     """The turn goes on after a restart: its message interrupted, the queue in order, all exact."""
-    server: Server = make_server(scripted_rate=0)
+    server: Server = make_server()
     api = Api(server.url)
     context_id = api.create()
     text = script({"text": "a b c "}, {"delay_ms": 800}, {"text": "d"})

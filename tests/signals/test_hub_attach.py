@@ -120,6 +120,15 @@ async def test_published_late_but_in_the_snapshot_is_dropped() -> None:
     assert rig.gaps == []
 
 
+async def test_position_published_before_the_snapshot_of_a_message_closed_in_it() -> None:
+    """A position that merged while attaching is no news if the snapshot has the message closed."""
+    rig = Rig()
+    tap = Tap(_subscribe(rig))
+    rig.head("m", 4, 11)
+    tap.reader.snapshot(changes=[closing("m", 5, 12)], open_heads=(), standing=standing(12))
+    assert tap.told() == []
+
+
 async def test_position_in_the_snapshot_ahead_of_its_publication() -> None:
     """Positions of an open message that the snapshot was ahead of are dropped, later ones sent."""
     rig = Rig()

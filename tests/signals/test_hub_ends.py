@@ -38,6 +38,19 @@ async def test_reader_that_keeps_taking_is_not_given_up() -> None:
     assert (tap.stuck, rig.hub.reader_count) == (0, 1)
 
 
+async def test_block_that_the_alarm_brought_forth_and_that_hangs() -> None:
+    """Also a block that was due by time, not by news, is watched while it is written."""
+    rig = Rig(slow_reader_s=100 * TICK)
+    tap = rig.attach(heartbeat=50)
+    assert tap.told() == []
+    rig.pass_ticks(50)
+    assert tap.told() == [("heartbeat",)]
+    rig.pass_ticks(99)
+    assert tap.stuck == 0
+    rig.pass_ticks(1)
+    assert tap.stuck == 1
+
+
 async def test_page_that_hangs_is_given_up_and_a_slow_read_is_not() -> None:
     """While attaching, only the time between a page and `sent` counts."""
     rig = Rig(slow_reader_s=100 * TICK)

@@ -256,6 +256,17 @@ async def test_no_wake_for_what_is_not_due() -> None:
     assert tap.asleep
 
 
+async def test_no_wake_for_a_state_that_is_held_back() -> None:
+    """The end of a turn wakes a reader for the delta and for the rest, not for what must wait."""
+    rig = Rig()
+    tap = rig.attach(throttle=16)
+    rig.head("m", 1)
+    tap.take()
+    tap.take()
+    rig.change(11, closing("m", 2, 11), state="idle")
+    assert tap.asleep
+
+
 async def test_named_framing_names_the_type() -> None:
     """`named` puts the type in front of each event; the data are the same."""
     rig = Rig()

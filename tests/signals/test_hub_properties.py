@@ -318,6 +318,13 @@ class _Client:
             self.tap.reader.close()
             self.tap = self.connection = None
 
+    def notice(self) -> None:
+        """What waits is bounded by the messages; who took nothing for too long was given up."""
+        if self.tap:
+            assert len(self.tap.reader._backlog.waiting) <= len(self.world.database.messages)
+            if self.tap.stuck:
+                self.drop()
+
     def _learn(self, events: list[Event]) -> None:
         for event in events:
             match event.signal:
@@ -372,8 +379,7 @@ def _run(ops: list[Op]) -> _World:
         for op in ops:
             _apply(world, op)
             for client in world.clients:
-                if client.tap:
-                    assert len(client.tap.reader._backlog.waiting) <= len(world.database.messages)
+                client.notice()
         world.settle()
         return world
 
