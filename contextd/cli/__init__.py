@@ -14,8 +14,6 @@ from contextd.cli.tail import tail
 from contextd.client import ClientError, UnreachableError
 from contextd.settings import SettingsError
 
-INTERRUPTED = 130  # what shells know for Ctrl-C
-
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, message="contextd %(version)s")
@@ -39,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = cli.main(argv, prog_name="contextd", standalone_mode=False)
     except click.Abort:
-        return INTERRUPTED
+        return terminal.INTERRUPTED
     except click.ClickException as error:
         terminal.complain(f"{error.format_message()} {_where_to_look(error)}")
         return error.exit_code

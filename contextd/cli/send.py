@@ -9,7 +9,7 @@ from typing import Protocol
 import rich_click as click
 
 from contextd.cli import options
-from contextd.cli.terminal import Terminal, Transcript, complain, run
+from contextd.cli.terminal import INTERRUPTED, Terminal, Transcript, complain, run
 from contextd.client import (
     ApiError,
     Client,
@@ -25,7 +25,6 @@ from contextd.client.errors import patiently
 from contextd.core.message import MessageStatus, Role, SendAnswer
 from contextd.core.turn import Turn, TurnStatus
 
-INTERRUPTED = 130
 CANCEL_WAIT_S = 5.0  # for the turn's last words after Ctrl-C; a second Ctrl-C waits for nothing
 ENDED = frozenset({TurnStatus.COMPLETED, TurnStatus.CANCELLED, TurnStatus.FAILED})
 

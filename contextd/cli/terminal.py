@@ -14,6 +14,8 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
+INTERRUPTED = 130  # the exit code that shells know for Ctrl-C
+
 _SYMBOLS = {
     **{code: 0x2400 + code for code in range(32) if code not in {9, 10}},  # but tab and line feed
     127: 0x2421,

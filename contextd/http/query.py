@@ -25,7 +25,7 @@ from contextd.core.values import ID_PATTERN, SEQUENCE_MAX
 from contextd.http.problems import explain
 
 _ID = re.compile(ID_PATTERN)
-_DECIMAL = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+_DECIMAL = re.compile(r"[0-9]{1,9}(\.[0-9]{1,20})?([eE][+-]?[0-9]{1,3})?")
 _DIGITS = re.compile("0|[1-9][0-9]{0,15}")
 _MISSING: Mapping[str, type[Any]] = {
     "context_id": ContextNotFound,

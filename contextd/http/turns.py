@@ -82,7 +82,7 @@ async def list_transitions(
     return await records.transitions(context_id, cursor=cursor, limit=limit)
 
 
-@get("/machine")
+@get("/machine", responses=refuses())
 async def get_machine(
     request: Request[Any, Any, Any],
 ) -> Response[machine.MachineDescription | str]:

@@ -137,9 +137,7 @@ class Messages:
     ) -> MessagePage:
         items = [message_wire(row, context.id) for row in rows]
         if include_content:
-            texts = await self._reader.contents(
-                [row.key for row in rows], bytes_max=self._page_bytes_max
-            )
+            texts = await self._reader.contents(rows, bytes_max=self._page_bytes_max)
             pieces = [texts.get(row.key, (0, "")) for row in rows]
             items = [
                 msgspec.structs.replace(item, content=content, content_sequence=sequence)

@@ -510,6 +510,7 @@ async def _interrupt_messages(edit: ContextEdit, row: AnyRow, error: Problem) ->
     if not rows:
         return
     await edit.close_messages(rows, MessageStatus.INTERRUPTED, error=error, superseded=True)
+    await edit.adopt([message.id for message in rows], rows[0].parent_id)
     await edit.retreat_leaf(row.branch)
 
 

@@ -334,6 +334,18 @@ class ContextEdit:
         )
         self._message_count -= len(keys)
 
+    async def adopt(self, orphaned: Sequence[str], parent_id: str | None) -> None:
+        """Hangs what was stored after superseded messages on what the conversation has before them."""
+        await self.connection.execute(
+            update(messages)
+            .where(
+                messages.c.context_key == self.key,
+                messages.c.parent_id.in_(orphaned),
+                ~messages.c.superseded,
+            )
+            .values(parent_id=parent_id, revision=self.revision, changed_at=self.now)
+        )
+
     async def retreat_leaf(self, branch: str) -> None:
         """Moves the branch's leaf back over superseded messages, to what the next attempt follows."""
         tip = await self.tip(branch)

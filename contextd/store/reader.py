@@ -241,18 +241,28 @@ class Reader:
             ).all()
         return message, rows
 
-    async def contents(self, keys: Sequence[int], *, bytes_max: int) -> dict[int, tuple[int, str]]:
-        """For each message, in order, its last sequence read and its text, until `bytes_max` is full."""
+    async def contents(
+        self, rows: Sequence[AnyRow], *, bytes_max: int
+    ) -> dict[int, tuple[int, str]]:
+        """By key, for each message in order, its last sequence read and its text, up to its row's head.
+
+        Until `bytes_max` is full: then a message is cut, and those after it are left out.
+        """
         result: dict[int, tuple[int, str]] = {}
         left = bytes_max
         async with self.snapshot() as connection:
-            for key in keys:
+            for row in rows:
                 if left <= 0:
                     break
                 sequence, content = await read_text(
-                    connection, key, start=0, end=PULL_CHUNKS_MAX, bytes_max=left, at_least=0
+                    connection,
+                    row.key,
+                    start=0,
+                    end=min(row.head, PULL_CHUNKS_MAX),
+                    bytes_max=left,
+                    at_least=0,
                 )
-                result[key] = sequence, content
+                result[row.key] = sequence, content
                 left -= len(content.encode())
         return result
 

@@ -156,35 +156,6 @@ def test_a_wrong_payload_of_another_type_is_refused(
     problem(response, 400, "invalid_request")
 
 
-def test_file_references_are_taken(api: Api, context_id: str) -> None:
-    """`file_reference {paths, display_text?}` is a payload: a message of that kind (§3.1)."""
-    payload = {
-        "type": "file_reference",
-        "paths": ["dir/a.md", "b.py:10-20"],
-        "display_text": "two files",
-    }
-    response = api.http.post(
-        f"/contexts/{context_id}/messages", json={"payload": payload, "respond": False}
-    )
-    answer = ok(response, 201)
-    message = api.message(context_id, answer["message_id"])
-    assert (message["role"], message["kind"]) == ("user", "file_reference")
-    assert message["final_sequence"] == 1
-
-
-def test_workflows_are_taken(api: Api, context_id: str) -> None:
-    """`workflow {workflow, parameters, display_text?}` is a payload, or names what is unknown."""
-    payload = {"type": "workflow", "workflow": "review", "parameters": {"depth": 2}}
-    response = api.http.post(
-        f"/contexts/{context_id}/messages", json={"payload": payload, "respond": False}
-    )
-    if response.status_code == 404:
-        problem(response, 404, "workflow_not_found")
-        return
-    message = api.message(context_id, ok(response, 201)["message_id"])
-    assert message["kind"] == "workflow"
-
-
 def test_text_may_be_any_unicode(api: Api, context_id: str) -> None:
     """All but U+0000; a lone surrogate is no Unicode text, so it is refused and not a defect."""
     odd = "\u0001\u001f\u007f\u2028\u2029\ufeff\ufffe\uffff\U0010ffff \r\n\t e\u0301"

@@ -1,0 +1,31 @@
+"""The running server is as its OpenAPI document says, and nothing that fits it breaks the server."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from serving import Server
+
+CONFIG = Path(__file__).with_name("schemathesis.toml")
+EXAMPLES = 15
+LIMIT_S = 100
+
+
+def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
+    """Every operation, valid and invalid requests, all checks."""
+    with Server(tmp_path / "contextd.db", settings={"scripted_rate": 0}) as server:
+        run = subprocess.run(
+            [
+                sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG),
+                "run", f"{server.url}/schema/openapi.json",
+                "--checks", "all", "--max-examples", str(EXAMPLES), "--seed", "1",
+            ],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+            check=False,
+        )  # fmt: skip
+        assert run.returncode == 0, run.stdout + run.stderr
+        assert "Tested: 22" in run.stdout, run.stdout
+        assert "Traceback" not in server.log, server.log
