@@ -37,7 +37,7 @@ async def list_contexts(
         list[State] | None, QueryParameter(name="state", description="Only these states")
     ] = None,
     limit: Limit = 50,
-    cursor: PlaceCursor = None,
+    cursor: PlaceCursor = "",
 ) -> ContextPage:
     """Contexts, newest activity first."""
     names = [state.value for state in states or ()]

@@ -13,13 +13,17 @@ from contextd.service.wire import CURSOR_PATTERNS
 PAGE_MAX = 1000
 
 Limit = Annotated[int, QueryParameter(ge=1, le=PAGE_MAX, description="Items of a page")]
+_CURSOR = "`next_cursor` of the page before"
+
+# Optional strings default to "": for None Litestar would take the text `null`. What a string must look
+# like is checked by the guard, because Litestar would hold the default against a pattern too.
 Cursor = Annotated[
-    str | None,
-    QueryParameter(pattern=CURSOR_PATTERNS[1], description="`next_cursor` of the page before"),
+    str,
+    QueryParameter(description=_CURSOR, schema_extra={"pattern": CURSOR_PATTERNS[1]}),
 ]
 PlaceCursor = Annotated[
-    str | None,
-    QueryParameter(pattern=CURSOR_PATTERNS[2], description="`next_cursor` of the page before"),
+    str,
+    QueryParameter(description=_CURSOR, schema_extra={"pattern": CURSOR_PATTERNS[2]}),
 ]
 Position = Annotated[
     int,

@@ -1,6 +1,6 @@
 """`/contexts/{id}/messages`: send and list (§3.1, §3.2), and chunks one by one (§3.3)."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from litestar import Response, Router, get, post
 from litestar.di import NamedDependency
@@ -35,29 +35,27 @@ async def send_message(
 async def list_messages(
     messages: NamedDependency[Messages],
     context_id: FromPath[str],
-    branch: Annotated[
-        str | None, QueryParameter(pattern=ID_PATTERN, description="Not the active one")
-    ] = None,
+    branch: Annotated[str, QueryParameter(schema_extra={"pattern": ID_PATTERN})] = "",
     since_revision: Annotated[int | None, QueryParameter(ge=0, le=SEQUENCE_MAX)] = None,
-    include: Annotated[Literal["content"] | None, QueryParameter()] = None,
+    include: Annotated[str, QueryParameter(schema_extra={"enum": ["content"]})] = "",
     limit: Limit = 100,
-    cursor: PlaceCursor = None,
+    cursor: PlaceCursor = "",
 ) -> MessagePage:
     """A branch in conversation order, or with `since_revision` what has changed since, on any."""
     if since_revision is None:
         return await messages.list(
             context_id,
-            branch=branch,
+            branch=branch or None,
             cursor=cursor,
             limit=limit,
-            include_content=include is not None,
+            include_content=include == "content",
         )
     return await messages.list_changed(
         context_id,
         since_revision=since_revision,
         cursor=cursor,
         limit=limit,
-        include_content=include is not None,
+        include_content=include == "content",
     )
 
 

@@ -196,13 +196,30 @@ _EVENT = {
 
 
 def _tell_the_truth(operation: dict[str, Any]) -> None:
-    """Litestar describes a 400 of its own shape, and no stream; ours are problems and events."""
+    """Mends what Litestar describes by its own idea: optional parameters, its 400, and the stream."""
+    for parameter in operation.get("parameters", ()):
+        _tell_the_truth_of_parameter(parameter["schema"])
     for status, response in list(operation["responses"].items()):
         content = response.get("content", {})
         if "application/json" in content and int(status) >= 400:
             del operation["responses"][status]
         if "text/event-stream" in content and status == "200":
             content["text/event-stream"]["schema"] = _EVENT
+
+
+def _tell_the_truth_of_parameter(schema: dict[str, Any]) -> None:
+    """A parameter may be absent, but never null; and a least value of 0 is one too."""
+    for choice in schema.pop("oneOf", ()):
+        if choice["type"] != "null":
+            schema.update(choice)
+    if "enum" in schema:
+        schema["enum"] = [value for value in schema["enum"] if value is not None]
+    if isinstance(schema.get("type"), list):
+        (schema["type"],) = (name for name in schema["type"] if name != "null")
+    if schema.get("default") == "":
+        del schema["default"]
+    if schema.get("type") == "integer":
+        schema.setdefault("minimum", 0)
 
 
 def methods_of(document: Mapping[str, Any]) -> list[tuple[re.Pattern[str], str]]:

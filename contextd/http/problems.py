@@ -149,7 +149,7 @@ _UNKNOWN_FIELD = re.compile(r"unknown field `([^`]*)`")
 _MISSING_FIELD = re.compile(r"missing required field `([^`]*)`")
 _OTHER_NAMES = {"states": "state"}  # `state` means something else in a Litestar signature
 _PATTERNS = {
-    "{1,64}": "must be 1 to 64 of A-Z a-z 0-9 _ . : -",
+    "64}": "must be 1 to 64 of A-Z a-z 0-9 _ . : -",
     "[^\\": "must not contain U+0000",
 }
 _AT = re.compile(r" - at `\$\.?([^`]*)`$")

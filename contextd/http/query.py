@@ -35,6 +35,11 @@ _MISSING: Mapping[str, type[Any]] = {
 JSON_TYPES = frozenset({"application/json", "application/merge-patch+json"})
 _NOT_QUERY = frozenset({"request", "data", "state"})
 _WHOLE_NUMBERS = frozenset({"limit", "from_sequence", "since_revision"})
+_TEXTS = {
+    "cursor": ("[0-9.]+", "not a cursor of this list"),
+    "branch": (ID_PATTERN, "must be 1 to 64 of A-Z a-z 0-9 _ . : -"),
+    "include": ("content", "must be 'content'"),
+}
 _REPEATABLE = frozenset({"state"})
 
 
@@ -107,6 +112,10 @@ async def check_request(
         values = parse_query(raw, _declared(handler) - connection.path_params.keys())
         for name in _WHOLE_NUMBERS & values.keys():
             whole_number(values, name, default=0)
+        for name in _TEXTS.keys() & values.keys():
+            pattern, words = _TEXTS[name]
+            if not re.fullmatch(pattern, values[name]):
+                raise InvalidRequest.of(name, words)
     if isinstance(connection, Request):
         await _check_body(connection, handler)
 

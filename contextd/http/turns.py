@@ -26,7 +26,7 @@ async def list_turns(
     records: NamedDependency[Records],
     context_id: FromPath[str],
     limit: Limit = 50,
-    cursor: Cursor = None,
+    cursor: Cursor = "",
 ) -> TurnPage:
     """The context's turns in the order in which they were asked for."""
     return await records.turns(context_id, cursor=cursor, limit=limit)
@@ -76,7 +76,7 @@ async def list_transitions(
     records: NamedDependency[Records],
     context_id: FromPath[str],
     limit: Limit = 100,
-    cursor: Cursor = None,
+    cursor: Cursor = "",
 ) -> JournalPage:
     """Every step of the context's state machine, oldest first."""
     return await records.transitions(context_id, cursor=cursor, limit=limit)

@@ -132,7 +132,7 @@ def encode_cursor(*position: int) -> str:
 
 def decode_cursor(cursor: str | None, start: tuple[int, ...]) -> tuple[int, ...]:
     """The place that `encode_cursor` wrote, or `start` without one. Raises `InvalidRequest`."""
-    if cursor is None:
+    if not cursor:
         return start
     if not re.fullmatch(CURSOR_PATTERNS[len(start)], cursor):
         raise InvalidRequest.of("cursor", "not a cursor of this list")

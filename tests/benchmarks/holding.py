@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import uvloop
 
-from benchmarks.watching import Heard, Watcher, attach
+from benchmarks.watching import Take, Watcher, attach, newest_delta
 from benchmarks.wire import WAIT_S, create_context, send_text
 
 
@@ -30,15 +30,16 @@ class Listening:
         self._silent = set(range(streams))
         self.complete: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def hear(self, number: int) -> Heard:
+    def taker(self, number: int) -> Take:
         """What this stream calls."""
 
-        def heard(_: str, __: int, ___: int) -> None:
-            self._silent.discard(number)
-            if not self._silent and not self.complete.done():
-                self.complete.set_result(None)
+        def take(data: bytes, _: int) -> None:
+            if number in self._silent and newest_delta(data) is not None:
+                self._silent.discard(number)
+                if not self._silent:
+                    self.complete.set_result(None)
 
-        return heard
+        return take
 
 
 async def hold(options: Options) -> dict[str, Any]:
@@ -51,7 +52,7 @@ async def hold(options: Options) -> dict[str, Any]:
         for number in range(options.streams)
     ]
     listening = Listening(options.streams)
-    watchers = await attach(options.url, paths, listening.hear)
+    watchers = await attach(options.url, paths, listening.taker)
     if options.text:
         for name in names:
             send_text(options.url, name, options.text)

@@ -12,7 +12,7 @@ from benchmarks.figures import Goal, Round, Row, make_row, percentile
 from benchmarks.pacing import Pace, read_stamps
 from benchmarks.processes import answer, both_servers
 from benchmarks.scale import Scale
-from benchmarks.watching import attach
+from benchmarks.watching import attach, newest_delta
 from benchmarks.wire import (
     CONTENT_LENGTH,
     WAIT_S,
@@ -74,11 +74,13 @@ class Puller(asyncio.Protocol):
         """Ready to pull."""
         self._transport = cast("asyncio.WriteTransport", transport)
 
-    def heard(self, message_id: str, position: int, _: int) -> None:
-        """A signal: there is text up to `position`."""
-        self._message_id = message_id
-        self._known = max(self._known, position)
-        self._pull()
+    def take(self, data: bytes, _: int) -> None:
+        """Signals: there may be text up to a newer position."""
+        found = newest_delta(data)
+        if found is not None:
+            self._message_id = found[0]
+            self._known = max(self._known, found[1])
+            self._pull()
 
     def data_received(self, data: bytes) -> None:
         """Takes an answer once it is whole."""
@@ -122,7 +124,7 @@ async def follow(options: Options) -> dict[str, Any]:
     loop = asyncio.get_running_loop()
     transport, puller = await loop.create_connection(lambda: Puller(options), *address(options.url))
     path = f"/contexts/{CONTEXT}/stream?throttle_ms=0"
-    await attach(options.url, [path], lambda _: puller.heard)
+    await attach(options.url, [path], lambda _: puller.take)
     send_text(options.url, CONTEXT, msgspec.json.encode(Pace(options.signals, RATE)).decode())
     await asyncio.wait_for(puller.complete, options.signals / RATE + WAIT_S)
     transport.close()

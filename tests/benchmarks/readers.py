@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -11,7 +12,7 @@ from benchmarks.figures import Goal, Round, Row, make_row, percentile
 from benchmarks.pacing import Pace, read_stamps
 from benchmarks.processes import answer, both_servers
 from benchmarks.scale import Scale
-from benchmarks.watching import Heard, attach
+from benchmarks.watching import Take, attach, newest_delta, unfinished
 from benchmarks.wire import WAIT_S, connect, content_path, create_context, get, send_text
 
 RATE = 20
@@ -49,43 +50,51 @@ def measure(scale: Scale) -> Row:
 
 
 class Arrivals:
-    """What each reader heard of, and when."""
+    """What each reader read, and when. It is looked at afterwards: a slow client measures itself."""
 
     def __init__(self, options: Options) -> None:
-        self._final = options.signals
+        self._last = b'"current_sequence":%d,"role":"assistant"' % options.signals
         self._left = options.readers
-        self._heard: list[list[tuple[int, int]]] = [[] for _ in range(options.readers)]
-        self.message_id = ""
+        self._reads: list[list[tuple[bytes, int]]] = [[] for _ in range(options.readers)]
         self.complete: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def hear(self, reader: int) -> Heard:
+    def taker(self, reader: int) -> Take:
         """What this reader calls."""
-        arrivals = self._heard[reader]
+        reads = self._reads[reader]
 
-        def heard(message_id: str, position: int, at_ns: int) -> None:
-            arrivals.append((position, at_ns))
-            self.message_id = message_id
-            if position == self._final:
+        def take(data: bytes, at_ns: int) -> None:
+            reads.append((data, at_ns))
+            if self._last in data:
                 self._left -= 1
                 if self._left == 0:
                     self.complete.set_result(None)
 
-        return heard
+        return take
 
-    @property
-    def count(self) -> int:
-        """Signals received, over all readers."""
-        return sum(len(arrivals) for arrivals in self._heard)
+    def deltas(self, reader: int) -> Iterator[tuple[str, int, int]]:
+        """Message id, position and nanoseconds of each read in which the reader heard of something."""
+        rest = b""
+        for data, at_ns in self._reads[reader]:
+            found = newest_delta(rest + data)
+            rest = unfinished(rest + data)
+            if found is not None:
+                yield *found, at_ns
 
-    def latencies_ms(self, stamps: list[int]) -> list[float]:
-        """For each reader and position, how long it took; a merged signal tells several positions."""
-        found: list[float] = []
-        for arrivals in self._heard:
-            told = 0
-            for position, at_ns in arrivals:
-                found += ((at_ns - stamp) / 1e6 for stamp in stamps[told:position])
-                told = max(told, position)
-        return found
+
+def latencies_ms(arrivals: Arrivals, readers: int, stamps: list[int]) -> tuple[list[float], int]:
+    """For each reader and position, how long it took; and in how many signals they came.
+
+    A signal that was merged with others tells of several positions.
+    """
+    found: list[float] = []
+    signals = 0
+    for reader in range(readers):
+        told = 0
+        for _, position, at_ns in arrivals.deltas(reader):
+            found += ((at_ns - stamp) / 1e6 for stamp in stamps[told:position])
+            signals += position > told
+            told = max(told, position)
+    return found, signals
 
 
 async def watch(options: Options) -> dict[str, Any]:
@@ -93,16 +102,17 @@ async def watch(options: Options) -> dict[str, Any]:
     create_context(options.url, CONTEXT)
     arrivals = Arrivals(options)
     path = f"/contexts/{CONTEXT}/stream?throttle_ms=0"
-    await attach(options.url, [path] * options.readers, arrivals.hear)
+    await attach(options.url, [path] * options.readers, arrivals.taker)
     pace = Pace(options.signals, RATE)
     send_text(options.url, CONTEXT, msgspec.json.encode(pace).decode())
     await asyncio.wait_for(arrivals.complete, options.signals / RATE + WAIT_S)
-    latencies = arrivals.latencies_ms(_stamps(options.url, arrivals.message_id))
+    message_id = next(arrivals.deltas(0))[0]
+    latencies, signals = latencies_ms(arrivals, options.readers, _stamps(options.url, message_id))
     return {
         "p50_ms": round(percentile(latencies, 0.5), 3),
         "p99_ms": round(percentile(latencies, 0.99), 3),
         "max_ms": round(max(latencies), 3),
-        "merged_share": round(1 - arrivals.count / len(latencies), 4),
+        "merged_share": round(1 - signals / len(latencies), 4),
     }
 
 

@@ -11,19 +11,33 @@ from benchmarks.wire import WAIT_S, address, get_request
 BATCH = 100  # streams that attach at the same time
 
 _DELTA = re.compile(rb'"message_id":"([^"]+)","current_sequence":(\d+),"role":"assistant"')
+_SUCCESS = b"HTTP/1.1 200"
 _CURRENT = b'"type":"heartbeat"'
 _LAST_CHUNK = b"0\r\n\r\n"
 
-Heard = Callable[[str, int, int], None]
+# What a reader does with what it has read, and when it read it in nanoseconds.
+Take = Callable[[bytes, int], None]
+
+
+def newest_delta(data: bytes) -> tuple[str, int] | None:
+    """The message id and position of the last delta of an assistant's message in `data`."""
+    found = _DELTA.findall(data)
+    return (found[-1][0].decode(), int(found[-1][1])) if found else None
+
+
+def unfinished(data: bytes) -> bytes:
+    """The end of `data` that belongs to an event whose rest is still to come."""
+    return data[data.rfind(b"\n\n") + 1 :]
 
 
 class Watcher(asyncio.Protocol):
-    """One stream. `heard(message_id, position, at_ns)` is called for the newest delta of a read."""
+    """One stream. Once it is attached, `take` is given each read as it is: to look costs time."""
 
-    def __init__(self, request: bytes, heard: Heard) -> None:
+    def __init__(self, request: bytes, take: Take) -> None:
         self._request = request
-        self._heard = heard
-        self._rest = b""
+        self._take = take
+        self._read = b""
+        self._is_attached = False
         self.attached: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.gone: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
@@ -32,37 +46,39 @@ class Watcher(asyncio.Protocol):
         cast("asyncio.WriteTransport", transport).write(self._request)
 
     def data_received(self, data: bytes) -> None:
-        """Looks for deltas, and for the heartbeat that says that the reader is current."""
+        """Hands it on, or looks for the heartbeat that says that the reader is current."""
         at_ns = time.monotonic_ns()
-        data = self._rest + data
-        if not self.attached.done():
-            self._attach(data)
-        for delta in _DELTA.findall(data)[-1:]:
-            self._heard(delta[0].decode(), int(delta[1]), at_ns)
-        self._rest = data[data.rfind(b"\n\n") + 1 :]
+        if self._is_attached:
+            self._read = data
+            self._take(data, at_ns)
+        else:
+            self._read += data
+            self._attach()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tells whether the stream had a proper end."""
         if not self.attached.done():
-            self.attached.set_exception(exc or ConnectionError("the stream ended early"))
-        self.gone.set_result(self._rest.endswith(_LAST_CHUNK))
+            self.attached.set_exception(exc or ConnectionError(f"no stream: {self._read[:200]!r}"))
+        self.gone.set_result(self._read.endswith(_LAST_CHUNK))
 
-    def _attach(self, data: bytes) -> None:
-        if not data.startswith(b"HTTP/1.1 200"[: len(data)]) and not self._rest:
-            self.attached.set_exception(RuntimeError(f"no stream: {data[:100]!r}"))
-        elif _CURRENT in data:
+    def _attach(self) -> None:
+        if not self._read.startswith(_SUCCESS[: len(self._read)]):
+            self.attached.set_exception(RuntimeError(f"no stream: {self._read[:200]!r}"))
+            self._is_attached = True
+        elif _CURRENT in self._read:
+            self._is_attached = True
             self.attached.set_result(None)
 
 
-async def attach(url: str, paths: Sequence[str], hear: Callable[[int], Heard]) -> list[Watcher]:
-    """A stream for each path, all of them current. `hear(n)` is what the n-th reader calls."""
+async def attach(url: str, paths: Sequence[str], taker: Callable[[int], Take]) -> list[Watcher]:
+    """A stream for each path, all of them current. The n-th reader calls `taker(n)`."""
     loop = asyncio.get_running_loop()
     watchers: list[Watcher] = []
 
     async def open_one(number: int) -> Watcher:
         request = get_request(url, paths[number], "text/event-stream")
         _, watcher = await loop.create_connection(
-            lambda: Watcher(request, hear(number)), *address(url)
+            lambda: Watcher(request, taker(number)), *address(url)
         )
         await asyncio.wait_for(watcher.attached, WAIT_S)
         return watcher
