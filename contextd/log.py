@@ -47,5 +47,5 @@ def configure_logging(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    for noisy in ("uvicorn", "uvicorn.error", "httpx", "openai", "alembic", "aiosqlite"):
+    for noisy in ("uvicorn", "uvicorn.error", "httpx", "httpx2", "httpcore", "openai", "alembic", "aiosqlite"):
         logging.getLogger(noisy).setLevel(max(level, logging.WARNING))

@@ -109,6 +109,7 @@ async def watch(options: Options) -> dict[str, Any]:
     message_id = next(arrivals.deltas(0))[0]
     latencies, signals = latencies_ms(arrivals, options.readers, _stamps(options.url, message_id))
     return {
+        "p1_ms": round(percentile(latencies, 0.01), 3),
         "p50_ms": round(percentile(latencies, 0.5), 3),
         "p99_ms": round(percentile(latencies, 0.99), 3),
         "max_ms": round(max(latencies), 3),
