@@ -190,6 +190,7 @@ def make_service(
             reader,
             pull_bytes_max=settings.pull_bytes_max,
             waiting_max=settings.waiting_pulls_max,
+            poll_s=settings.poll_s,
         ),
         records=Records(reader),
         steps=steps,

@@ -1,5 +1,7 @@
 """Pulling text (§3.3): the live tail from memory, the rest from SQL, long polls from the hub."""
 
+import asyncio
+
 from contextd.core.errors import Overloaded
 from contextd.core.message import Chunk, ChunkPage, MessageStatus
 from contextd.core.values import SEQUENCE_MAX, timestamp
@@ -11,13 +13,20 @@ class Content:
     """Reads the text of messages. Positions are sequences; sizes are bytes of UTF-8."""
 
     def __init__(
-        self, ledger: Ledger, reader: Reader, *, pull_bytes_max: int, waiting_max: int
+        self,
+        ledger: Ledger,
+        reader: Reader,
+        *,
+        pull_bytes_max: int,
+        waiting_max: int,
+        poll_s: float,
     ) -> None:
         self._ledger = ledger
         self._reader = reader
         self._pull_bytes_max = pull_bytes_max
         self._waiting_max = waiting_max
         self._waiting = 0
+        self._poll_s = poll_s
         self.database_id = ledger.database_id
 
     def live(
@@ -54,13 +63,20 @@ class Content:
         if self._waiting >= self._waiting_max:
             raise Overloaded("More pulls are waiting than the server takes on.")
         self._waiting += 1
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + wait_s
         try:
             with self._ledger.hub.watch(context_id, message_id) as watch:
-                found = await self.pull(context_id, message_id, start=start, end=end)
-                if found.head == start and found.status == MessageStatus.STREAMING:
-                    await watch.reached(start, wait_s)
+                told = False
+                while True:
                     found = await self.pull(context_id, message_id, start=start, end=end)
-            return found
+                    left_s = deadline - loop.time()
+                    is_news = found.head != start or found.status != MessageStatus.STREAMING
+                    if is_news or told or left_s <= 0:
+                        return found
+                    # What another process writes is not told here, so it is looked at again (§4.2).
+                    here = self._ledger.tail.get(context_id, message_id) is not None
+                    told = await watch.reached(start, left_s if here else min(left_s, self._poll_s))
         finally:
             self._waiting -= 1
 

@@ -309,13 +309,13 @@ class Watch:
     ) -> None:
         self._hub._leave(self)
 
-    async def reached(self, after: int, timeout_s: float) -> None:
+    async def reached(self, after: int, timeout_s: float) -> bool:
         """Wait for a position above `after`, the message's or the context's end, shutdown, or the time.
 
-        Says nothing about which it was: read again.
+        False when only the time was up; else there is something to read, or nothing ever will be.
         """
         if self._over or self._position > after or timeout_s <= 0:
-            return
+            return self._over or self._position > after
         desk = self._hub._desk
         self._after = after
         self._deadline = desk.clock() + timeout_s
@@ -326,6 +326,7 @@ class Watch:
         finally:
             self._waiter = None
             desk.wheel.disarm(self)
+        return self._over or self._position > after
 
     def reach(self, position: int) -> None:
         """The message has chunks up to `position`."""

@@ -145,6 +145,7 @@ def sqlite_engine(
         connect_args={"isolation_level": None, "timeout": busy_timeout_s},
         pool_size=connections,
         max_overflow=0,
+        hide_parameters=True,  # they are chat text, and errors reach the log
     )
 
     @event.listens_for(engine.sync_engine, "connect")
@@ -175,6 +176,7 @@ def postgresql_engine(url: URL, *, connections: int) -> AsyncEngine:
         },
         pool_size=connections,
         max_overflow=0,
+        hide_parameters=True,  # they are chat text, and errors reach the log
         pool_pre_ping=True,
     )
 

@@ -272,3 +272,25 @@ async def test_the_model_sees_the_branch_and_only_what_was_said_on_it(
             "a", branch="main", cursor=None, limit=100, include_content=True
         )
         assert [m.content for m in main.items] == ["one", "1", "two", "2"]
+
+
+async def test_a_long_poll_hears_of_what_another_process_writes(start: Start) -> None:
+    """§4.2: a notice that never comes between processes costs latency only."""
+    mine = HeldProvider()
+    async with start(mine) as one, start(HeldProvider()) as two:
+        await one.service.contexts.create(ContextRequest(id="a"))
+        await send(one, "Hello")
+        mine.say("first ")
+        context = await until(two, streaming)
+        message = context.open_messages[0].message_id
+        waiting = asyncio.ensure_future(
+            two.service.content.wait("a", message, start=1, end=None, wait_s=DEADLINE_S)
+        )
+        await asyncio.sleep(0)
+        mine.say("second")
+        assert (await waiting).content == "second"
+        closing = asyncio.ensure_future(
+            two.service.content.wait("a", message, start=2, end=None, wait_s=DEADLINE_S)
+        )
+        mine.say(None)
+        assert (await closing).status == "completed"
