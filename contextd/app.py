@@ -23,7 +23,17 @@ from contextd.log import configure_logging
 from contextd.provider import Provider
 from contextd.provider.openai import OpenAIProvider
 from contextd.provider.scripted import ScriptedProvider
-from contextd.service import Content, Contexts, Ledger, Messages, Records, Service, Steps, Streams
+from contextd.service import (
+    Content,
+    Contexts,
+    Ledger,
+    Messages,
+    Records,
+    Recovery,
+    Service,
+    Steps,
+    Streams,
+)
 from contextd.settings import Settings, SettingsError
 from contextd.signals.hub import Hub
 from contextd.store.engines import StoreError, make_engines
@@ -125,13 +135,18 @@ async def running(
     in_use = dict(providers or make_providers(settings))
     service = make_service(settings, ledger, reader, in_use)
     turns = Turns(
-        ledger=ledger, steps=service.steps, reader=reader, providers=in_use, settings=settings
+        ledger=ledger,
+        steps=service.steps,
+        recovery=service.recovery,
+        reader=reader,
+        providers=in_use,
+        settings=settings,
     )
     writer.start()
     hub.start()
     background: list[asyncio.Task[Any]] = []
     try:
-        await presence.enter(service.steps.expire_all_leases)
+        await presence.enter(service.recovery.expire_all_leases)
         await turns.recover()
         background += [
             asyncio.create_task(turns.keep(), name="turns-keep"),
@@ -165,9 +180,8 @@ def make_service(
     settings: Settings, ledger: Ledger, reader: Reader, providers: Mapping[str, Provider]
 ) -> Service:
     """The rooms of the service, put together."""
-    steps = Steps(
-        ledger, lease_ms=round(settings.lease_s * 1000), attempts_max=settings.attempts_max
-    )
+    lease_ms = round(settings.lease_s * 1000)
+    steps = Steps(ledger, lease_ms=lease_ms, attempts_max=settings.attempts_max)
     return Service(
         ledger=ledger,
         contexts=Contexts(
@@ -194,6 +208,7 @@ def make_service(
         ),
         records=Records(reader),
         steps=steps,
+        recovery=Recovery(ledger, steps, lease_ms=lease_ms),
         streams=Streams(ledger, reader, streams_max=settings.streams_max, poll_s=settings.poll_s),
     )
 

@@ -7,6 +7,18 @@ import structlog
 
 from contextd.settings import Settings
 
+# They speak of each request or statement, some with what is in it.
+NOISY = (
+    "aiosqlite",
+    "alembic",
+    "httpcore",
+    "httpx",
+    "httpx2",
+    "openai",
+    "uvicorn",
+    "uvicorn.error",
+)
+
 
 def configure_logging(settings: Settings) -> None:
     """One format for contextd's own log and for what the libraries say."""
@@ -47,5 +59,5 @@ def configure_logging(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    for noisy in ("uvicorn", "uvicorn.error", "httpx", "httpx2", "httpcore", "openai", "alembic", "aiosqlite"):
+    for noisy in NOISY:
         logging.getLogger(noisy).setLevel(max(level, logging.WARNING))

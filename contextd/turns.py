@@ -45,7 +45,7 @@ from contextd.provider import (
     TransientError,
     UsageReport,
 )
-from contextd.service import Ledger, Steps, TurnListener, TurnLostError, TurnView
+from contextd.service import Ledger, Recovery, Steps, TurnListener, TurnLostError, TurnView
 from contextd.settings import Settings
 from contextd.store.edit import StartedTurn
 from contextd.store.reader import Reader
@@ -88,6 +88,7 @@ class Turns(TurnListener):
         *,
         ledger: Ledger,
         steps: Steps,
+        recovery: Recovery,
         reader: Reader,
         providers: Mapping[str, Provider],
         settings: Settings,
@@ -95,6 +96,7 @@ class Turns(TurnListener):
     ) -> None:
         self._ledger = ledger
         self._steps = steps
+        self._recovery = recovery
         self._reader = reader
         self._providers = providers
         self._settings = settings
@@ -127,7 +129,7 @@ class Turns(TurnListener):
 
     async def recover(self) -> None:
         """Goes on with what a process that is gone has left, until nothing is left."""
-        while await self._steps.recover() > 0 and not self._closing:
+        while await self._recovery.recover() > 0 and not self._closing:
             pass
 
     async def keep(self) -> None:
@@ -136,7 +138,7 @@ class Turns(TurnListener):
             await asyncio.sleep(self._settings.lease_s / LEASE_RENEWALS)
             try:
                 await self._renew()
-                await self._steps.recover()
+                await self._recovery.recover()
             except ShuttingDown:
                 return
             except Exception:
@@ -150,7 +152,7 @@ class Turns(TurnListener):
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=PROVIDER_CLOSE_S * 2)
-        await self._steps.release_leases()
+        await self._recovery.release_leases()
 
     def _forget(self, turn_id: str, task: asyncio.Task[None]) -> None:
         if self._tasks.get(turn_id, (None, None))[1] is task:
@@ -160,7 +162,7 @@ class Turns(TurnListener):
         mine = {turn.key: turn for turn, _ in self._tasks.values()}
         if not mine:
             return
-        for key in mine.keys() - await self._steps.renew_leases(list(mine)):
+        for key in mine.keys() - await self._recovery.renew_leases(list(mine)):
             self.turn_stopped(mine[key].id)
 
     async def _run(self, turn: StartedTurn) -> None:

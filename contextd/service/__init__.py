@@ -5,6 +5,7 @@ from contextd.service.contexts import Contexts
 from contextd.service.ledger import Ledger, TurnListener
 from contextd.service.messages import Messages
 from contextd.service.records import Records
+from contextd.service.recovery import Recovery
 from contextd.service.steps import Steps, TurnLostError, TurnView
 from contextd.service.streams import Streams
 
@@ -14,6 +15,7 @@ __all__ = [
     "Ledger",
     "Messages",
     "Records",
+    "Recovery",
     "Service",
     "Steps",
     "Streams",
@@ -35,6 +37,7 @@ class Service:
         content: Content,
         records: Records,
         steps: Steps,
+        recovery: Recovery,
         streams: Streams,
     ) -> None:
         self.ledger = ledger
@@ -43,4 +46,5 @@ class Service:
         self.content = content
         self.records = records
         self.steps = steps
+        self.recovery = recovery
         self.streams = streams

@@ -126,7 +126,7 @@ class Contexts:
 
         async def work(edit: ContextEdit) -> None:
             if patch.active_branch is not UNSET:
-                await edit.tip(patch.active_branch)
+                await edit.tree.tip(patch.active_branch)
             columns = _patched(patch, edit.row)
             check_size([columns.get("metadata"), columns.get("tools")], self._metadata_bytes_max)
             if any(getattr(edit.row, name) != value for name, value in columns.items()):

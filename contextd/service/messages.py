@@ -62,7 +62,9 @@ class Messages:
             queued = request.respond and await self._make_way(edit, request)
             branch = request.branch or edit.row.active_branch
             if request.parent_id is not None:
-                branch = await edit.fork(from_message_id=request.parent_id, name=request.branch)
+                branch = await edit.tree.fork(
+                    from_message_id=request.parent_id, name=request.branch
+                )
                 edit.put(active_branch=branch)
             draft = MessageDraft(
                 id=message_id,

@@ -7,31 +7,22 @@ next append refused by the message's closed head.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
-import structlog
-from sqlalchemy import func, insert, or_, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import func, insert, select, update
 
-from contextd.core.errors import ContextNotFound, TurnNotFound
+from contextd.core.errors import TurnNotFound
 from contextd.core.machine import State, Trigger, advance
 from contextd.core.message import MessageStatus, Problem, Role, Usage
 from contextd.core.turn import CancelAnswer, RetryAnswer, TurnStatus
 from contextd.service.ledger import Ledger
 from contextd.store.edit import ContextEdit, MessageDraft, StartedTurn
-from contextd.store.tables import AnyRow, contexts, database_now_ms, messages, turns
+from contextd.store.tables import AnyRow, database_now_ms, messages, turns
 from contextd.store.tail import LiveMessage
 from contextd.store.writer import Refused
 
-log = structlog.get_logger(__name__)
-
-RECOVERED_MAX = 100  # turns claimed in one sweep; the next sweep takes the next
-INTERRUPTED = Problem(type="interrupted", message="The server stopped while this was written.")
-
-_RUNNING = TurnStatus.RUNNING.value
-_QUEUED = TurnStatus.QUEUED.value
-_RESPONDING = frozenset({State.AWAITING_LLM_RESPONSE, State.STREAMING_LLM_RESPONSE})
+RUNNING = TurnStatus.RUNNING.value
+QUEUED = TurnStatus.QUEUED.value
 
 
 class TurnLostError(Refused):
@@ -56,7 +47,7 @@ class Steps:
     def __init__(self, ledger: Ledger, *, lease_ms: int, attempts_max: int) -> None:
         self._ledger = ledger
         self._lease_ms = lease_ms
-        self._attempts_max = attempts_max
+        self.attempts_max = attempts_max
 
     # What the agent loop does with its own turn.
 
@@ -161,12 +152,12 @@ class Steps:
             row = await self._own(edit, turn)
             detail = {
                 "attempt": row.attempt,
-                "attempts_max": self._attempts_max,
+                "attempts_max": self.attempts_max,
                 "wait_ms": wait_ms,
                 "error": msgspec.to_builtins(error),
             }
             await edit.step(Trigger.FAIL_TRANSIENTLY, turn=row, state_detail=detail, detail=detail)
-            await _interrupt_messages(edit, row, error)
+            await interrupt_messages(edit, row, error)
             await _add_usage(edit, row, usage)
 
         await self._ledger.edit(turn.context_id, work)
@@ -213,10 +204,10 @@ class Steps:
 
         async def work(edit: ContextEdit) -> CancelAnswer:
             row = await find_turn(edit, turn_id)
-            if row.status == _RUNNING:
+            if row.status == RUNNING:
                 await self.cancel_in(edit, row)
                 await self.start_next(edit)
-            elif row.status == _QUEUED:
+            elif row.status == QUEUED:
                 edit.change(record=True)
                 await edit.supersede([row.user_message_key])
                 await self._close_turn(edit, row, TurnStatus.CANCELLED, None)
@@ -272,7 +263,7 @@ class Steps:
                 id=turn_id,
                 branch=branch,
                 user_message_key=user_message_key,
-                status=_QUEUED if queued else _RUNNING,
+                status=QUEUED if queued else RUNNING,
                 queue_position=position,
                 owner_id=None if queued else self._ledger.owner_id,
                 lease_expires_at=None if queued else database_now_ms() + self._lease_ms,
@@ -286,14 +277,14 @@ class Steps:
             .returning(turns.c.key)
         )
         if not queued:
-            self._announce(edit, inserted.scalar_one(), turn_id, fence=1)
+            self.announce(edit, inserted.scalar_one(), turn_id, fence=1)
 
     async def start_next(self, edit: ContextEdit) -> None:
         """Starts the turn that has waited longest, if the context is at rest and one waits."""
         row = (
             await edit.connection.execute(
                 select(turns)
-                .where(turns.c.context_key == edit.key, turns.c.status == _QUEUED)
+                .where(turns.c.context_key == edit.key, turns.c.status == QUEUED)
                 .order_by(turns.c.queue_position)
                 .limit(1)
             )
@@ -306,15 +297,15 @@ class Steps:
             update(turns)
             .where(turns.c.key == row.key)
             .values(
-                status=_RUNNING,
+                status=RUNNING,
                 owner_id=self._ledger.owner_id,
                 lease_expires_at=database_now_ms() + self._lease_ms,
                 started_at=edit.now,
             )
         )
-        self._announce(edit, row.key, row.id, fence=row.fence)
+        self.announce(edit, row.key, row.id, fence=row.fence)
 
-    def _announce(self, edit: ContextEdit, key: int, turn_id: str, *, fence: int) -> None:
+    def announce(self, edit: ContextEdit, key: int, turn_id: str, *, fence: int) -> None:
         edit.put(active_turn_key=key)
         edit.started_turns.append(
             StartedTurn(context_id=edit.context_id, id=turn_id, key=key, fence=fence)
@@ -349,7 +340,7 @@ class Steps:
                 turn_id=row.id,
                 error=error,
                 # A turn that never started has no place in the conversation.
-                superseded=row.status == _QUEUED,
+                superseded=row.status == QUEUED,
             )
             await edit.add_message(draft, branch=row.branch)
         await edit.connection.execute(
@@ -366,103 +357,12 @@ class Steps:
             )
         )
 
-    # Ownership.
-
-    async def renew_leases(self, keys: Sequence[int]) -> set[int]:
-        """Says that these turns are being worked on; returns those that this process still owns.
-
-        A turn that nobody names here runs out of its lease and is recovered: none hangs.
-        """
-
-        async def work(connection: AsyncConnection) -> set[int]:
-            rows = await connection.execute(
-                update(turns)
-                .where(
-                    turns.c.owner_id == self._ledger.owner_id,
-                    turns.c.status == _RUNNING,
-                    turns.c.key.in_(keys),
-                )
-                .values(lease_expires_at=database_now_ms() + self._lease_ms)
-                .returning(turns.c.key)
-            )
-            return set(rows.scalars())
-
-        return await self._ledger.writer.change(work)
-
-    async def release_leases(self) -> None:
-        """On a clean stop: another process need not wait for the leases to run out."""
-        await self._expire(turns.c.owner_id == self._ledger.owner_id)
-
-    async def expire_all_leases(self) -> None:
-        """For the only process on a database: whoever owned these turns is gone."""
-        await self._expire(turns.c.owner_id != self._ledger.owner_id)
-
-    async def recover(self) -> int:
-        """Claims turns whose owner is gone and starts queued ones of contexts at rest (§6).
-
-        Returns how many contexts were looked after; at most `RECOVERED_MAX` in one call.
-        """
-        waiting = await self._ledger.writer.change(_contexts_to_recover)
-        for context_id in waiting:
-            try:
-                await self._ledger.edit(context_id, self._recover_in)
-            except ContextNotFound:
-                continue
-            except Exception:
-                # One context that cannot be looked after must not keep the others from it.
-                log.exception("recovering a context failed", context_id=context_id)
-        return len(waiting)
-
-    async def _recover_in(self, edit: ContextEdit) -> None:
-        row = await running_turn(edit)
-        if row is None:
-            await self.start_next(edit)
-            return
-        expired = await edit.connection.scalar(
-            select(turns.c.key).where(
-                turns.c.key == row.key, turns.c.lease_expires_at < database_now_ms()
-            )
-        )
-        if expired is None:
-            return
-        responding = edit.state in _RESPONDING
-        detail = {"attempt": row.attempt, "error": msgspec.to_builtins(INTERRUPTED)}
-        await edit.step(
-            Trigger.RECOVER,
-            turn=row,
-            state_detail={**detail, "wait_ms": 0, "attempts_max": self._attempts_max}
-            if responding
-            else edit.row.state_detail,
-            detail=detail,
-        )
-        if responding:
-            await _interrupt_messages(edit, row, INTERRUPTED)
-        fence = row.fence + 1
-        await edit.connection.execute(
-            update(turns)
-            .where(turns.c.key == row.key)
-            .values(
-                owner_id=self._ledger.owner_id,
-                lease_expires_at=database_now_ms() + self._lease_ms,
-                fence=fence,
-            )
-        )
-        self._announce(edit, row.key, row.id, fence=fence)
-
-    async def _expire(self, whose: Any) -> None:
-        async def work(connection: AsyncConnection) -> None:
-            await connection.execute(
-                update(turns).where(turns.c.status == _RUNNING, whose).values(lease_expires_at=0)
-            )
-
-        await self._ledger.writer.change(work)
-
     async def _own(self, edit: ContextEdit, turn: StartedTurn) -> AnyRow:
         row = (
             await edit.connection.execute(select(turns).where(turns.c.key == turn.key))
         ).one_or_none()
         mine = row is not None and row.owner_id == self._ledger.owner_id
-        if row is None or not mine or row.status != _RUNNING or row.fence != turn.fence:
+        if row is None or not mine or row.status != RUNNING or row.fence != turn.fence:
             raise TurnLostError(turn.id)
         return row
 
@@ -481,7 +381,7 @@ def _view(edit: ContextEdit, row: AnyRow) -> TurnView:
 
 async def running_turn(edit: ContextEdit) -> AnyRow | None:
     """The context's running turn, if there is one."""
-    query = select(turns).where(turns.c.context_key == edit.key, turns.c.status == _RUNNING)
+    query = select(turns).where(turns.c.context_key == edit.key, turns.c.status == RUNNING)
     return (await edit.connection.execute(query)).one_or_none()
 
 
@@ -499,19 +399,19 @@ async def queue_length(edit: ContextEdit) -> int:
     count = await edit.connection.scalar(
         select(func.count())
         .select_from(turns)
-        .where(turns.c.context_key == edit.key, turns.c.status == _QUEUED)
+        .where(turns.c.context_key == edit.key, turns.c.status == QUEUED)
     )
     return count or 0
 
 
-async def _interrupt_messages(edit: ContextEdit, row: AnyRow, error: Problem) -> None:
+async def interrupt_messages(edit: ContextEdit, row: AnyRow, error: Problem) -> None:
     """Closes a broken attempt's messages and takes them out of the conversation."""
     rows = await edit.open_rows(turn_id=row.id)
     if not rows:
         return
     await edit.close_messages(rows, MessageStatus.INTERRUPTED, error=error, superseded=True)
     await edit.adopt([message.id for message in rows], rows[0].parent_id)
-    await edit.retreat_leaf(row.branch)
+    await edit.tree.retreat_leaf(row.branch)
 
 
 async def _add_usage(edit: ContextEdit, row: AnyRow, usage: Usage | None) -> None:
@@ -519,23 +419,3 @@ async def _add_usage(edit: ContextEdit, row: AnyRow, usage: Usage | None) -> Non
         return
     total = usage + msgspec.convert(row.usage, Usage) if row.usage else usage
     await edit.connection.execute(update(turns).where(turns.c.key == row.key).values(usage=total))
-
-
-async def _contexts_to_recover(connection: AsyncConnection) -> list[str]:
-    """Contexts with a running turn whose lease has run out, or at rest with a queue."""
-    abandoned = select(turns.c.context_key).where(
-        turns.c.status == _RUNNING, turns.c.lease_expires_at < database_now_ms()
-    )
-    queued = select(turns.c.context_key).where(turns.c.status == _QUEUED)
-    rows = await connection.execute(
-        select(contexts.c.id)
-        .where(
-            or_(
-                contexts.c.key.in_(abandoned),
-                contexts.c.state.in_(("idle", "failed")) & contexts.c.key.in_(queued),
-            )
-        )
-        .order_by(contexts.c.key)
-        .limit(RECOVERED_MAX)
-    )
-    return list(rows.scalars())

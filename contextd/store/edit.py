@@ -11,24 +11,23 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import and_, func, insert, or_, select, update
+from sqlalchemy import func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from contextd.core.errors import BranchNotFound, ContextNotFound, IdTaken, MessageNotFound
+from contextd.core.errors import ContextNotFound
 from contextd.core.machine import REST_STATES, State, Trigger, advance
 from contextd.core.message import TEXT, MessageStats, MessageStatus, Problem, Role, Usage
 from contextd.core.values import JsonObject
 from contextd.store.tables import (
     AnyRow,
-    branches,
     chunks,
     contexts,
     heads,
     journal,
     messages,
-    segments,
     turns,
 )
+from contextd.store.tree import Tree
 from contextd.store.writer import Refused, utf8_bytes
 
 
@@ -78,15 +77,6 @@ class StartedTurn(msgspec.Struct, frozen=True, kw_only=True):
     fence: int
 
 
-class BranchTip(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a branch ends, and what its next message hangs on."""
-
-    name: str
-    segment_key: int
-    leaf_depth: int
-    leaf_id: str | None
-
-
 class MessageDraft(msgspec.Struct, frozen=True, kw_only=True):
     """A message to be inserted. An open one has `status` streaming."""
 
@@ -110,6 +100,7 @@ class ContextEdit:
 
     def __init__(self, connection: AsyncConnection, row: AnyRow, now: int) -> None:
         self.connection = connection
+        self.tree = Tree(connection, row.key, now)
         self.row = row
         self.now = now
         self.key: int = row.key
@@ -223,27 +214,9 @@ class ContextEdit:
 
     # Messages
 
-    async def tip(self, name: str) -> BranchTip:
-        """Where the branch ends. Raises `BranchNotFound`."""
-        row = (
-            await self.connection.execute(
-                select(branches, messages.c.id.label("leaf_id"))
-                .join(messages, messages.c.key == branches.c.leaf_key, isouter=True)
-                .where(branches.c.context_key == self.key, branches.c.name == name)
-            )
-        ).one_or_none()
-        if row is None:
-            raise BranchNotFound(name)
-        return BranchTip(
-            name=name,
-            segment_key=row.segment_key,
-            leaf_depth=row.leaf_depth,
-            leaf_id=row.leaf_id,
-        )
-
     async def add_message(self, draft: MessageDraft, *, branch: str) -> OpenedMessage:
         """Inserts a message at the branch's leaf, which moves to it. Part of the current change."""
-        tip = await self.tip(branch)
+        tip = await self.tree.tip(branch)
         place = {
             "parent_id": tip.leaf_id,
             "segment_key": tip.segment_key,
@@ -251,17 +224,17 @@ class ContextEdit:
         }
         opened = await self._insert_message(draft, place)
         if not draft.superseded:
-            await self._move_leaf(branch, opened.key, tip.leaf_depth + 1)
+            await self.tree.move_leaf(branch, opened.key, tip.leaf_depth + 1)
         return opened
 
     async def add_queued_message(self, draft: MessageDraft, *, branch: str) -> OpenedMessage:
         """Inserts a message that gets its place in the tree when its turn starts (§3.1)."""
-        await self.tip(branch)
+        await self.tree.tip(branch)
         return await self._insert_message(draft, {"queued_branch": branch})
 
     async def place_message(self, key: int, *, branch: str) -> None:
         """Gives a queued message its place at the branch's leaf, which moves to it."""
-        tip = await self.tip(branch)
+        tip = await self.tree.tip(branch)
         await self.connection.execute(
             update(messages)
             .where(messages.c.key == key)
@@ -274,7 +247,7 @@ class ContextEdit:
                 changed_at=self.now,
             )
         )
-        await self._move_leaf(branch, key, tip.leaf_depth + 1)
+        await self.tree.move_leaf(branch, key, tip.leaf_depth + 1)
 
     async def close_messages(
         self,
@@ -345,83 +318,6 @@ class ContextEdit:
             )
             .values(parent_id=parent_id, revision=self.revision, changed_at=self.now)
         )
-
-    async def retreat_leaf(self, branch: str) -> None:
-        """Moves the branch's leaf back over superseded messages, to what the next attempt follows."""
-        tip = await self.tip(branch)
-        segment = (
-            await self.connection.execute(select(segments).where(segments.c.key == tip.segment_key))
-        ).one()
-        places = [
-            and_(messages.c.segment_key == tip.segment_key, messages.c.depth <= tip.leaf_depth)
-        ]
-        if segment.parent_key is not None:
-            places.append(
-                and_(
-                    messages.c.segment_key == segment.parent_key,
-                    messages.c.depth == segment.parent_depth,
-                )
-            )
-        leaf = (
-            await self.connection.execute(
-                select(messages.c.key, messages.c.depth)
-                .where(or_(*places), ~messages.c.superseded)
-                .order_by(messages.c.depth.desc())
-                .limit(1)
-            )
-        ).one_or_none()
-        await self._move_leaf(branch, leaf.key if leaf else None, leaf.depth if leaf else 0)
-
-    async def fork(self, *, from_message_id: str, name: str | None = None) -> str:
-        """Makes a branch that starts after a message, copying nothing; returns its name.
-
-        Raises `MessageNotFound` where the message has no place on a branch, and `IdTaken`.
-        """
-        taken = await self._branch_names()
-        if name in taken:
-            raise IdTaken(name)
-        message = (
-            await self.connection.execute(
-                select(messages).where(
-                    messages.c.context_key == self.key, messages.c.id == from_message_id
-                )
-            )
-        ).one_or_none()
-        if message is None or message.depth is None or message.superseded:
-            raise MessageNotFound(from_message_id)
-        name = name or await self._free_branch_name(taken)
-        inserted = await self.connection.execute(
-            insert(segments)
-            .values(
-                context_key=self.key, parent_key=message.segment_key, parent_depth=message.depth
-            )
-            .returning(segments.c.key)
-        )
-        await self.connection.execute(
-            insert(branches).values(
-                context_key=self.key,
-                name=name,
-                segment_key=inserted.scalar_one(),
-                leaf_key=message.key,
-                leaf_depth=message.depth,
-                created_at=self.now,
-            )
-        )
-        return name
-
-    async def _branch_names(self) -> set[str]:
-        query = select(branches.c.name).where(branches.c.context_key == self.key)
-        return set((await self.connection.execute(query)).scalars())
-
-    async def _free_branch_name(self, taken: set[str]) -> str:
-        """`branch-2`, `branch-3`, …: one above the number of branches that there have been."""
-        made = await self.connection.scalar(
-            select(func.count()).select_from(segments).where(segments.c.context_key == self.key)
-        )
-        number = (made or 0) + 1
-        while f"branch-{number}" in taken:
-            number += 1
-        return f"branch-{number}"
 
     async def _insert_message(self, draft: MessageDraft, place: dict[str, Any]) -> OpenedMessage:
         closed = draft.status is not MessageStatus.STREAMING
@@ -499,13 +395,6 @@ class ContextEdit:
                 }
                 for index, (content, end) in enumerate(zip(texts, ends, strict=True))
             ],
-        )
-
-    async def _move_leaf(self, branch: str, key: int | None, depth: int) -> None:
-        await self.connection.execute(
-            update(branches)
-            .where(branches.c.context_key == self.key, branches.c.name == branch)
-            .values(leaf_key=key, leaf_depth=depth)
         )
 
     async def _close_head(self, key: int) -> AnyRow:

@@ -5,28 +5,26 @@ method is one snapshot. Every scan is bounded by a limit that the caller names.
 """
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
-from sqlalchemy import Select, and_, func, or_, select, text, tuple_
+from sqlalchemy import Select, func, or_, select, text, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from contextd.core.errors import BranchNotFound, ContextNotFound, MessageNotFound, TurnNotFound
-from contextd.core.values import ID_PATTERN
+from contextd.core.errors import ContextNotFound, MessageNotFound, TurnNotFound
 from contextd.store.tables import (
     AnyRow,
-    branches,
     chunks,
     contexts,
     heads,
     journal,
     messages,
-    segments,
     turns,
 )
+from contextd.store.text import in_slice, read_text, read_whole
+from contextd.store.tree import on_branch
 
 PULL_CHUNKS_MAX = 65_536  # of one answer; sequences are dense, so this bounds the scan as well
 ACQUIRE_S = 30.0
@@ -235,7 +233,7 @@ class Reader:
             rows = (
                 await connection.execute(
                     select(chunks.c.sequence, chunks.c.content, chunks.c.created_at)
-                    .where(_slice(message.key, start, start + limit, bytes_max))
+                    .where(in_slice(message.key, start, start + limit, bytes_max))
                     .order_by(chunks.c.sequence)
                 )
             ).all()
@@ -343,7 +341,7 @@ class Reader:
                 )
             ).all()
             chosen = list(reversed(_newest_that_fit(rows, bytes_max)))
-            texts = await _texts(connection, [row.key for row in chosen])
+            texts = await read_whole(connection, [row.key for row in chosen])
         return [(row, texts[row.key]) for row in chosen]
 
     async def revisions(self, context_ids: Sequence[str]) -> dict[str, int]:
@@ -370,73 +368,6 @@ async def find_context(connection: AsyncConnection, context_id: str) -> AnyRow:
     return row
 
 
-async def on_branch(connection: AsyncConnection, context_key: int, name: str) -> Any:
-    """A condition on `messages`: placed on the branch, and not superseded.
-
-    A branch is its own segment and, of each ancestor, what stands above the fork. Raises
-    `BranchNotFound`.
-    """
-    if not re.fullmatch(ID_PATTERN, name):
-        raise BranchNotFound(name)
-    branch = (
-        await connection.execute(
-            select(branches).where(branches.c.context_key == context_key, branches.c.name == name)
-        )
-    ).one_or_none()
-    if branch is None:
-        raise BranchNotFound(name)
-    rows = await connection.execute(select(segments).where(segments.c.context_key == context_key))
-    parents = {row.key: row for row in rows}
-    parts = []
-    segment_key, depth = branch.segment_key, branch.leaf_depth
-    while segment_key is not None:
-        parts.append(and_(messages.c.segment_key == segment_key, messages.c.depth <= depth))
-        segment = parents[segment_key]
-        depth = min(depth, segment.parent_depth)
-        segment_key = segment.parent_key
-    return and_(or_(*parts), ~messages.c.superseded)
-
-
-def _slice(message_key: int, start: int, end: int, bytes_max: int, at_least: int = 1) -> Any:
-    """Chunks after `start` up to `end`, as many as fit in `bytes_max` but `at_least` so many."""
-    before = (
-        select(chunks.c.end_bytes)
-        .where(chunks.c.message_key == message_key, chunks.c.sequence == start)
-        .scalar_subquery()
-    )
-    return and_(
-        chunks.c.message_key == message_key,
-        chunks.c.sequence > start,
-        chunks.c.sequence <= end,
-        or_(
-            chunks.c.end_bytes <= func.coalesce(before, 0) + bytes_max,
-            chunks.c.sequence <= start + at_least,
-        ),
-    )
-
-
-async def read_text(
-    connection: AsyncConnection,
-    message_key: int,
-    *,
-    start: int,
-    end: int,
-    bytes_max: int,
-    at_least: int = 1,
-) -> tuple[int, str]:
-    """The last sequence and the joined text of chunks `start` + 1 … `end`, cut to `bytes_max`."""
-    ordered = (
-        select(chunks.c.content)
-        .where(_slice(message_key, start, end, bytes_max, at_least))
-        .order_by(chunks.c.sequence)
-        .subquery()
-    )
-    # Joined by the database: a row object for each of 100,000 chunks costs more than reading them.
-    joined = select(func.count(), func.aggregate_strings(ordered.c.content, ""))
-    count, content = (await connection.execute(joined)).one()
-    return start + count, content or ""
-
-
 def _newest_that_fit(rows: Sequence[AnyRow], bytes_max: int) -> list[AnyRow]:
     """The first rows whose bytes add up to at most `bytes_max`, but one at least."""
     chosen: list[AnyRow] = []
@@ -447,18 +378,6 @@ def _newest_that_fit(rows: Sequence[AnyRow], bytes_max: int) -> list[AnyRow]:
             break
         chosen.append(row)
     return chosen
-
-
-async def _texts(connection: AsyncConnection, keys: Sequence[int]) -> dict[int, str]:
-    pieces: dict[int, list[str]] = {key: [] for key in keys}
-    rows = await connection.execute(
-        select(chunks.c.message_key, chunks.c.content)
-        .where(chunks.c.message_key.in_(keys))
-        .order_by(chunks.c.message_key, chunks.c.sequence)
-    )
-    for key, content in rows:
-        pieces[key].append(content)
-    return {key: "".join(texts) for key, texts in pieces.items()}
 
 
 async def _find_head(connection: AsyncConnection, context_id: str, message_id: str) -> AnyRow:

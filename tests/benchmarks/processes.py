@@ -29,6 +29,7 @@ class Child:
         self._process = subprocess.Popen(
             [sys.executable, "-m", f"benchmarks.{module}", argument],
             env=_environ() | dict(environ or {}),
+            cwd=TESTS,  # which Python puts before everything else
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

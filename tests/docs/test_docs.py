@@ -13,7 +13,6 @@ import settings_table
 from pages import ROOT
 
 from contextd.cli import cli
-from contextd.cli.options import url as url_option
 from contextd.core import errors, machine, message, signal, turn
 from contextd.http.problems import STATUSES, TYPE_PREFIX
 from contextd.settings import NAMES, environment_name
@@ -46,17 +45,14 @@ def test_each_setting_has_a_row_with_its_names_default_and_values(name: str) -> 
 
 def test_no_page_names_a_setting_that_does_not_exist() -> None:
     """A name that begins like a setting is one, or the clients' CONTEXTD_URL."""
-    known = {environment_name(name) for name in NAMES} | {url_option_variable()}
+    known = {environment_name(name) for name in NAMES} | {url_variable()}
     assert set(re.findall(r"CONTEXTD_[A-Z0-9_]*[A-Z0-9]", pages.everything())) <= known
 
 
-def url_option_variable() -> str:
+def url_variable() -> str:
     """The variable of the clients' `--url`."""
-    return next(
-        str(option.envvar)
-        for option in cli.commands["ls"].params
-        if option.name == "url" and url_option
-    )
+    (option,) = (option for option in cli.commands["ls"].params if option.name == "url")
+    return str(option.envvar)
 
 
 def test_no_page_names_an_option_that_does_not_exist() -> None:
@@ -69,7 +65,7 @@ def test_no_page_names_an_option_that_does_not_exist() -> None:
     }
     named = {part for code in pages.codes(pages.everything()) for part in options(code)}
     lines = [line for text in map(pages.text, pages.PAGES) for line in pages.indented(text)]
-    lines += [line for block in pages.blocks(page("README.md"), "console") for line in [block]]
+    lines += "".join(pages.blocks(page("README.md"), "console")).splitlines()
     named |= {part for line in lines if "contextd " in line for part in options(line)}
     # Options of curl, pip and Alembic, which the pages name as well.
     assert named - {"--help", "--max-time", "--autogenerate"} <= known
@@ -115,9 +111,10 @@ def test_the_protocol_names_each_of(names: type[StrEnum]) -> None:
 @pytest.mark.parametrize("state", list(machine.State))
 def test_each_state_is_explained(state: machine.State) -> None:
     """A row in §5 says what the context is doing."""
-    found = [row for row in pages.rows(pages.doc("protocol.md")) if row[0] == f"`{state}`"]
-    assert len(found) == 1
-    assert found[0][1]
+    section = pages.doc("protocol.md").partition("\n## 5. ")[2].partition("\n## 6. ")[0]
+    explained = [row[1] for row in pages.rows(section) if row[0] == f"`{state}`"]
+    assert len(explained) == 1
+    assert explained[0]
 
 
 @pytest.mark.parametrize("tag", SIGNALS)
@@ -143,9 +140,7 @@ def test_no_page_names_a_command_that_does_not_exist() -> None:
     """`contextd WORD` in back quotes, and every line that runs it, names a command."""
     lines = {line for text in map(pages.text, pages.PAGES) for line in pages.indented(text)}
     lines |= pages.codes(pages.everything())
-    named = {
-        found for line in lines for found in re.findall(r"(?:^|bin/)contextd ([a-z]+)", line)
-    }
+    named = {found for line in lines for found in re.findall(r"(?:^|bin/)contextd ([a-z]+)", line)}
     assert named <= set(cli.commands)
     assert named
 
@@ -161,6 +156,14 @@ def test_links_lead_somewhere(name: str) -> None:
         path = (source.parent / target).resolve() if target else source
         assert path.exists(), link
         assert not anchor or anchor in pages.anchors(pages.text(path)), link
+
+
+@pytest.mark.parametrize("name", PAGE_NAMES)
+def test_each_page_begins_with_its_title_and_says_something(name: str) -> None:
+    """A link to an empty page leads nowhere."""
+    title, _, body = page(name).partition("\n")
+    assert title.startswith("# ")
+    assert body.strip()
 
 
 def test_each_page_can_be_reached_from_the_readme() -> None:

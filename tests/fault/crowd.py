@@ -16,8 +16,8 @@ from conversation import Conversation
 from evidence import Evidence
 from holdings import World
 from raw_http import Answer, BrokenError, Connection, HungError
-from strict_readers import Habits, PollReader, SignalReader, is_settled, settle
-from verdict import REST_STATES, check_conversation
+from strict_readers import REST_STATES, Habits, PollReader, SignalReader, is_settled, settle
+from verdict import check_conversation
 from witness import StoredMessage
 
 HABITS = (

@@ -19,10 +19,11 @@ from cutting_proxy import STREAM_MARKS, CuttingProxy
 from evidence import Evidence
 from fleet import Fleet
 from holdings import World
-from verdict import REST_STATES, check_kept, check_whole
+from strict_readers import REST_STATES
+from verdict import check_kept, check_whole
 from witness import SQLITE_PREFIX, Witness, copy_of
 
-CROWDS = 6
+CROWDS = 8
 WAIT_S_MAX = 1.2  # for the moment that was chosen; then the kill comes anyway
 FINISH_S_MAX = 120.0
 LEASE_S = 1.0

@@ -15,10 +15,10 @@ from typing import Any
 from conversation import NOTE_ROLE, Conversation
 from evidence import Evidence, Known
 from nasty_scripts import ATTEMPTS_MAX, Reply, Script, is_prefix
+from strict_readers import REST_STATES
 from witness import Step, StoredContext, StoredMessage, StoredTurn, Witness
 
 ENDS = {"finish": "completed", "fail": "failed", "cancel": "cancelled"}
-REST_STATES = frozenset({"idle", "failed"})
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,170 @@
+"""The tree of messages: branches, the segments that they are made of, and their leaves (§9).
+
+A branch is a name for a leaf. Its messages stand in its own segment and, above the place where it
+forked off, in the segments of its ancestors. So a fork copies nothing, and a list needs no walk.
+"""
+
+import re
+from typing import Any
+
+import msgspec
+from sqlalchemy import and_, func, insert, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from contextd.core.errors import BranchNotFound, IdTaken, MessageNotFound
+from contextd.core.values import ID_PATTERN
+from contextd.store.tables import branches, messages, segments
+
+
+class BranchTip(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a branch ends, and what its next message hangs on."""
+
+    name: str
+    segment_key: int
+    leaf_depth: int
+    leaf_id: str | None
+
+
+class Tree:
+    """The tree of one context, to be changed inside a transaction that holds the context's lock."""
+
+    def __init__(self, connection: AsyncConnection, context_key: int, now: int) -> None:
+        self._connection = connection
+        self._context_key = context_key
+        self._now = now
+
+    async def tip(self, name: str) -> BranchTip:
+        """Where the branch ends. Raises `BranchNotFound`."""
+        row = (
+            await self._connection.execute(
+                select(branches, messages.c.id.label("leaf_id"))
+                .join(messages, messages.c.key == branches.c.leaf_key, isouter=True)
+                .where(branches.c.context_key == self._context_key, branches.c.name == name)
+            )
+        ).one_or_none()
+        if row is None:
+            raise BranchNotFound(name)
+        return BranchTip(
+            name=name,
+            segment_key=row.segment_key,
+            leaf_depth=row.leaf_depth,
+            leaf_id=row.leaf_id,
+        )
+
+    async def move_leaf(self, branch: str, key: int | None, depth: int) -> None:
+        """The branch ends at this message from now on; at none where `key` is null."""
+        await self._connection.execute(
+            update(branches)
+            .where(branches.c.context_key == self._context_key, branches.c.name == branch)
+            .values(leaf_key=key, leaf_depth=depth)
+        )
+
+    async def retreat_leaf(self, branch: str) -> None:
+        """Moves the branch's leaf back over superseded messages, to what the next attempt follows."""
+        tip = await self.tip(branch)
+        segment = (
+            await self._connection.execute(
+                select(segments).where(segments.c.key == tip.segment_key)
+            )
+        ).one()
+        places = [
+            and_(messages.c.segment_key == tip.segment_key, messages.c.depth <= tip.leaf_depth)
+        ]
+        if segment.parent_key is not None:
+            places.append(
+                and_(
+                    messages.c.segment_key == segment.parent_key,
+                    messages.c.depth == segment.parent_depth,
+                )
+            )
+        leaf = (
+            await self._connection.execute(
+                select(messages.c.key, messages.c.depth)
+                .where(or_(*places), ~messages.c.superseded)
+                .order_by(messages.c.depth.desc())
+                .limit(1)
+            )
+        ).one_or_none()
+        await self.move_leaf(branch, leaf.key if leaf else None, leaf.depth if leaf else 0)
+
+    async def fork(self, *, from_message_id: str, name: str | None = None) -> str:
+        """Makes a branch that starts after a message, copying nothing; returns its name.
+
+        Raises `MessageNotFound` where the message has no place on a branch, and `IdTaken`.
+        """
+        taken = await self._branch_names()
+        if name in taken:
+            raise IdTaken(name)
+        message = (
+            await self._connection.execute(
+                select(messages).where(
+                    messages.c.context_key == self._context_key, messages.c.id == from_message_id
+                )
+            )
+        ).one_or_none()
+        if message is None or message.depth is None or message.superseded:
+            raise MessageNotFound(from_message_id)
+        name = name or await self._free_branch_name(taken)
+        inserted = await self._connection.execute(
+            insert(segments)
+            .values(
+                context_key=self._context_key,
+                parent_key=message.segment_key,
+                parent_depth=message.depth,
+            )
+            .returning(segments.c.key)
+        )
+        await self._connection.execute(
+            insert(branches).values(
+                context_key=self._context_key,
+                name=name,
+                segment_key=inserted.scalar_one(),
+                leaf_key=message.key,
+                leaf_depth=message.depth,
+                created_at=self._now,
+            )
+        )
+        return name
+
+    async def _branch_names(self) -> set[str]:
+        query = select(branches.c.name).where(branches.c.context_key == self._context_key)
+        return set((await self._connection.execute(query)).scalars())
+
+    async def _free_branch_name(self, taken: set[str]) -> str:
+        """`branch-2`, `branch-3`, …: one above the number of branches that there have been."""
+        made = await self._connection.scalar(
+            select(func.count())
+            .select_from(segments)
+            .where(segments.c.context_key == self._context_key)
+        )
+        number = (made or 0) + 1
+        while f"branch-{number}" in taken:
+            number += 1
+        return f"branch-{number}"
+
+
+async def on_branch(connection: AsyncConnection, context_key: int, name: str) -> Any:
+    """A condition on `messages`: placed on the branch, and not superseded.
+
+    A branch is its own segment and, of each ancestor, what stands above the fork. Raises
+    `BranchNotFound`.
+    """
+    if not re.fullmatch(ID_PATTERN, name):
+        raise BranchNotFound(name)
+    branch = (
+        await connection.execute(
+            select(branches).where(branches.c.context_key == context_key, branches.c.name == name)
+        )
+    ).one_or_none()
+    if branch is None:
+        raise BranchNotFound(name)
+    rows = await connection.execute(select(segments).where(segments.c.context_key == context_key))
+    parents = {row.key: row for row in rows}
+    parts = []
+    segment_key, depth = branch.segment_key, branch.leaf_depth
+    while segment_key is not None:
+        parts.append(and_(messages.c.segment_key == segment_key, messages.c.depth <= depth))
+        segment = parents[segment_key]
+        depth = min(depth, segment.parent_depth)
+        segment_key = segment.parent_key
+    return and_(or_(*parts), ~messages.c.superseded)
