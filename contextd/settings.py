@@ -127,4 +127,5 @@ def _explain(message: str, values: Mapping[str, Any]) -> str:
     if not name:
         return message
     shown = "" if name in SECRETS else f" (got {values.get(name)!r})"
-    return f"{environment_name(name)} or --{name.replace('_', '-')}: {what}{shown}"
+    option = "" if name in SECRETS else f" or --{name.replace('_', '-')}"
+    return f"{environment_name(name)}{option}: {what}{shown}"

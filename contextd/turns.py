@@ -128,9 +128,8 @@ class Turns(TurnListener):
             self.outcomes["cancelled"] += 1
 
     async def recover(self) -> None:
-        """Goes on with what a process that is gone has left, until nothing is left."""
-        while await self._recovery.recover() > 0 and not self._closing:
-            pass
+        """Goes on with what a process that is gone has left."""
+        await self._recovery.recover()
 
     async def keep(self) -> None:
         """Forever: renews the leases of running turns, and claims turns whose owner is gone."""

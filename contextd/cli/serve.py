@@ -13,7 +13,7 @@ DESCRIPTIONS = {
     "port": "The port to listen on; 0 takes a free one.",
     "allow_remote": "Serve other machines, without any authentication.",
     "allowed_hosts": "Host names to answer to, besides its own; comma-separated.",
-    "cors_origins": "Browser origins to allow, besides those on loopback; comma-separated.",
+    "cors_origins": "Browser origins to allow, instead of those on loopback; comma-separated.",
     "database": "Where contexts are kept: a URL of SQLAlchemy with an async driver.",
     "readers": "Database connections for reading.",
     "provider": "Who writes the answers where a context names nobody.",

@@ -195,7 +195,7 @@ def mermaid() -> str:
         initial=State.IDLE.value,
         auto_transitions=False,
         graph_engine="mermaid",
-        title="contextd: the states of a context",
+        title="title: The states of a context",
     )
     for row in TRANSITIONS:
         graph.add_transition(row.trigger.value, row.from_state.value, row.to_state.value)

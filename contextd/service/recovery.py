@@ -6,20 +6,21 @@ that is stored. A process that is alone on its database need not wait for leases
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
 import structlog
-from sqlalchemy import or_, select, update
+from sqlalchemy import and_, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from contextd.core.errors import ContextNotFound
+from contextd.core.errors import ContextNotFound, ShuttingDown
 from contextd.core.machine import State, Trigger
 from contextd.core.message import Problem
 from contextd.service.ledger import Ledger
 from contextd.service.steps import QUEUED, RUNNING, Steps, interrupt_messages, running_turn
 from contextd.store.edit import ContextEdit
-from contextd.store.tables import contexts, database_now_ms, turns
+from contextd.store.tables import AnyRow, contexts, database_now_ms, turns
 
 log = structlog.get_logger(__name__)
 
@@ -65,21 +66,24 @@ class Recovery:
         """For the only process on a database: whoever owned these turns is gone."""
         await self._expire(turns.c.owner_id != self._ledger.owner_id)
 
-    async def recover(self) -> int:
-        """Claims turns whose owner is gone and starts queued ones of contexts at rest (§6).
+    async def recover(self) -> None:
+        """Claims every turn whose owner is gone, and starts queued ones of contexts at rest (§6)."""
+        after = 0
+        while waiting := await self._ledger.writer.change(partial(_contexts_to_recover, after)):
+            for row in waiting:
+                await self._recover_one(row.id)
+            after = waiting[-1].key
 
-        Returns how many contexts were looked after; at most `RECOVERED_MAX` in one call.
-        """
-        waiting = await self._ledger.writer.change(_contexts_to_recover)
-        for context_id in waiting:
-            try:
-                await self._ledger.edit(context_id, self._recover_in)
-            except ContextNotFound:
-                continue
-            except Exception:
-                # One context that cannot be looked after must not keep the others from it.
-                log.exception("recovering a context failed", context_id=context_id)
-        return len(waiting)
+    async def _recover_one(self, context_id: str) -> None:
+        try:
+            await self._ledger.edit(context_id, self._recover_in)
+        except ContextNotFound:
+            return
+        except ShuttingDown:
+            raise
+        except Exception:
+            # One context that cannot be looked after must not keep the others from it.
+            log.exception("recovering a context failed", context_id=context_id)
 
     async def _recover_in(self, edit: ContextEdit) -> None:
         row = await running_turn(edit)
@@ -95,9 +99,10 @@ class Recovery:
             return
         responding = edit.state in RESPONDING
         detail = {"attempt": row.attempt, "error": msgspec.to_builtins(INTERRUPTED)}
+        # Named, not given: the time since its owner fell silent is not work of the turn (§6).
         await edit.step(
             Trigger.RECOVER,
-            turn=row,
+            turn_id=row.id,
             state_detail={**detail, "wait_ms": 0, "attempts_max": self._steps.attempts_max}
             if responding
             else edit.row.state_detail,
@@ -126,21 +131,24 @@ class Recovery:
         await self._ledger.writer.change(work)
 
 
-async def _contexts_to_recover(connection: AsyncConnection) -> list[str]:
-    """Contexts with a running turn whose lease has run out, or at rest with a queue."""
+async def _contexts_to_recover(after: int, connection: AsyncConnection) -> Sequence[AnyRow]:
+    """Contexts with a running turn whose lease has run out, or at rest with a queue: (key, id)."""
     abandoned = select(turns.c.context_key).where(
         turns.c.status == RUNNING, turns.c.lease_expires_at < database_now_ms()
     )
     queued = select(turns.c.context_key).where(turns.c.status == QUEUED)
-    rows = await connection.execute(
-        select(contexts.c.id)
-        .where(
-            or_(
-                contexts.c.key.in_(abandoned),
-                contexts.c.state.in_(("idle", "failed")) & contexts.c.key.in_(queued),
+    rows: Sequence[AnyRow] = (
+        await connection.execute(
+            select(contexts.c.key, contexts.c.id)
+            .where(contexts.c.key > after)
+            .where(
+                or_(
+                    contexts.c.key.in_(abandoned),
+                    and_(contexts.c.state.in_(("idle", "failed")), contexts.c.key.in_(queued)),
+                )
             )
+            .order_by(contexts.c.key)
+            .limit(RECOVERED_MAX)
         )
-        .order_by(contexts.c.key)
-        .limit(RECOVERED_MAX)
-    )
-    return list(rows.scalars())
+    ).all()
+    return rows

@@ -411,7 +411,7 @@ async def interrupt_messages(edit: ContextEdit, row: AnyRow, error: Problem) -> 
         return
     await edit.close_messages(rows, MessageStatus.INTERRUPTED, error=error, superseded=True)
     await edit.adopt([message.id for message in rows], rows[0].parent_id)
-    await edit.tree.retreat_leaf(row.branch)
+    await edit.tree.close_up(rows)
 
 
 async def _add_usage(edit: ContextEdit, row: AnyRow, usage: Usage | None) -> None:

@@ -98,6 +98,8 @@ class Streams:
                 seen = hub.contiguous(context_id)
                 if seen is not None and revisions.get(context_id, seen + 1) > seen:
                     self._on_gap(context_id)
+            for row in await self._reader.open_heads(page):
+                hub.publish_head(_head(row.context_id, row))
 
     def _on_gap(self, context_id: str) -> None:
         if context_id not in self._catching_up:

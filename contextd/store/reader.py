@@ -344,6 +344,27 @@ class Reader:
             texts = await read_whole(connection, [row.key for row in chosen])
         return [(row, texts[row.key]) for row in chosen]
 
+    async def open_heads(self, context_ids: Sequence[str]) -> Sequence[AnyRow]:
+        """The open messages of these contexts with their heads, and `context_id`."""
+        async with self.snapshot() as connection:
+            rows: Sequence[AnyRow] = (
+                await connection.execute(
+                    select(
+                        contexts.c.id.label("context_id"),
+                        messages.c.id,
+                        messages.c.role,
+                        messages.c.kind,
+                        messages.c.opened_revision,
+                        heads.c.head,
+                    )
+                    .select_from(
+                        _WITH_HEAD.join(contexts, contexts.c.key == messages.c.context_key)
+                    )
+                    .where(contexts.c.id.in_(context_ids), messages.c.status == "streaming")
+                )
+            ).all()
+        return rows
+
     async def revisions(self, context_ids: Sequence[str]) -> dict[str, int]:
         """The revision of each of these contexts that exists."""
         async with self.snapshot() as connection:

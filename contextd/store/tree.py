@@ -5,6 +5,7 @@ forked off, in the segments of its ancestors. So a fork copies nothing, and a li
 """
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -13,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from contextd.core.errors import BranchNotFound, IdTaken, MessageNotFound
 from contextd.core.values import ID_PATTERN
-from contextd.store.tables import branches, messages, segments
+from contextd.store.tables import AnyRow, branches, messages, segments
 
 
 class BranchTip(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,28 +60,42 @@ class Tree:
             .values(leaf_key=key, leaf_depth=depth)
         )
 
-    async def retreat_leaf(self, branch: str) -> None:
-        """Moves the branch's leaf back over superseded messages, to what the next attempt follows."""
-        tip = await self.tip(branch)
-        segment = (
-            await self._connection.execute(
-                select(segments).where(segments.c.key == tip.segment_key)
-            )
-        ).one()
-        places = [
-            and_(messages.c.segment_key == tip.segment_key, messages.c.depth <= tip.leaf_depth)
-        ]
-        if segment.parent_key is not None:
-            places.append(
-                and_(
-                    messages.c.segment_key == segment.parent_key,
-                    messages.c.depth == segment.parent_depth,
+    async def close_up(self, superseded: Sequence[AnyRow]) -> None:
+        """Lets branches end, and fork, before messages that have left the conversation.
+
+        Their places are taken by the next attempt, which is not what was forked from.
+        """
+        for row in superseded:
+            before = await self._connection.scalar(
+                select(func.max(messages.c.depth)).where(
+                    messages.c.segment_key == row.segment_key,
+                    messages.c.depth < row.depth,
+                    ~messages.c.superseded,
                 )
             )
+            depth = superseded[0].depth - 1 if before is None else before
+            await self._connection.execute(
+                update(segments)
+                .where(segments.c.parent_key == row.segment_key)
+                .where(segments.c.parent_depth == row.depth)
+                .values(parent_depth=depth)
+            )
+        keys = [row.key for row in superseded]
+        ending = await self._connection.execute(
+            select(branches.c.name).where(
+                branches.c.context_key == self._context_key, branches.c.leaf_key.in_(keys)
+            )
+        )
+        for name in ending.scalars().all():
+            await self.retreat_leaf(name)
+
+    async def retreat_leaf(self, branch: str) -> None:
+        """Moves the branch's leaf back over superseded messages, to what the next attempt follows."""
         leaf = (
             await self._connection.execute(
                 select(messages.c.key, messages.c.depth)
-                .where(or_(*places), ~messages.c.superseded)
+                .where(messages.c.context_key == self._context_key)
+                .where(await on_branch(self._connection, self._context_key, branch))
                 .order_by(messages.c.depth.desc())
                 .limit(1)
             )

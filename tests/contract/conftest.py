@@ -5,7 +5,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import pytest
-from contextd.app import Contextd, running
+
+from contextd.app import Contextd, now_ms, running
 from contextd.provider import Event, Finished, ModelRequest, TextDelta
 from contextd.settings import Settings
 
@@ -59,10 +60,16 @@ def start(database_url: str, provider: HeldProvider) -> Start:
 
     @asynccontextmanager
     async def start_one(
-        provider: HeldProvider = provider, **settings: object
+        provider: HeldProvider = provider,
+        clock_ms: Callable[[], int] = now_ms,
+        **settings: object,
     ) -> AsyncIterator[Contextd]:
         values = {"database": database_url, "backoff_initial_s": 0.0, "poll_s": 0.05, **settings}
-        async with running(Settings(**values), providers={"scripted": provider}) as contextd:  # type: ignore[arg-type]
+        async with running(
+            Settings(**values),  # type: ignore[arg-type]
+            providers={"scripted": provider},
+            clock_ms=clock_ms,
+        ) as contextd:
             yield contextd
 
     return start_one

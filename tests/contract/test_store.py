@@ -4,6 +4,9 @@ import asyncio
 from typing import Any
 
 import pytest
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
 from contextd.app import Contextd
 from contextd.core.context import ContextRequest
 from contextd.core.errors import ContextdError, IdTaken, MessageClosed, StaleProducer
@@ -11,8 +14,6 @@ from contextd.core.message import SendRequest, TextPayload
 from contextd.store.edit import ContextEdit
 from contextd.store.tables import chunks, heads
 from contextd.store.tail import LiveMessage
-from sqlalchemy import func, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .conftest import HeldProvider, Start
 

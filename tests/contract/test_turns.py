@@ -294,3 +294,39 @@ async def test_a_long_poll_hears_of_what_another_process_writes(start: Start) ->
         )
         mine.say(None)
         assert (await closing).status == "completed"
+
+
+async def test_a_fork_from_a_broken_attempt_starts_before_it(
+    start: Start, provider: HeldProvider
+) -> None:
+    """What was forked from has left the conversation; the next attempt must not take its place there."""
+    async with start() as contextd:
+        await begin(contextd, provider, "one")
+        provider.say("half")
+        context = await until(contextd, streaming)
+        broken = context.open_messages[0].message_id
+        await send(contextd, "other", parent_id=broken)
+        provider.say(TransientError("provider_unreachable", "gone"), "whole", None, "3", None)
+        await until(contextd, idle)
+        assert [m.content for m in await conversation(contextd)] == ["one", "other", "3"]
+        user, other, _ = await conversation(contextd)
+        assert other.parent_id == user.id
+        main = await contextd.service.messages.list(
+            "a", branch="main", cursor=None, limit=100, include_content=True
+        )
+        assert [m.content for m in main.items] == ["one", "whole"]
+
+
+async def test_the_time_that_a_server_was_down_is_not_work_of_the_turn(
+    start: Start, provider: HeldProvider
+) -> None:
+    """§6: 300 s of server work a turn; a restart after a long stop does not use them up."""
+    async with start(turn_timeout_s=5) as contextd:
+        await begin(contextd, provider)
+        await provider.asked.wait()
+        ledger = contextd.service.ledger
+        later = ledger.clock_ms() + 3_600_000
+    async with start(turn_timeout_s=5, clock_ms=lambda: later) as contextd:
+        provider.say("whole", None)
+        await until(contextd, idle)
+        assert [m.content for m in await conversation(contextd)] == ["Hello", "whole"]

@@ -172,9 +172,7 @@ class Conversation:
             return
         self.operation = "cancel"
         turn_id = self.random.choice(turns)
-        self._note_cancelled(
-            await ask("POST", f"/contexts/{self.id}/turns/{turn_id}/cancel", None)
-        )
+        self._note_cancelled(await ask("POST", f"/contexts/{self.id}/turns/{turn_id}/cancel", None))
 
     def _note_cancelled(self, answer: Answer) -> None:
         if answer.status != 200:

@@ -11,7 +11,6 @@ from random import Random
 from typing import Any
 
 import msgspec
-
 from conversation import Conversation
 from evidence import Evidence
 from holdings import World
@@ -93,7 +92,7 @@ class Crowd:
                 except (BrokenError, HungError) as error:
                     self.evidence.counts["operations broken off"] += 1
                     if isinstance(error, HungError):
-                        self.evidence.fault("an operation that hangs", what=str(error))
+                        self.evidence.fault("an operation that hangs", operation=str(error))
                 await self.world.up.wait()
                 await asyncio.sleep(self.random.uniform(0, PAUSE_S_MAX))
         except Exception as error:

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -17,27 +18,26 @@ from verdict import check_whole
 from witness import SQLITE_PREFIX, Witness
 
 ROUND_CUTS = 500
-SILENT_S_MAX = 90.0  # without any progress a run has failed
+ROUND_S_MAX = 300.0
 
 # Each round has one of these: limits so small that pulls come in many pieces, and memory so short that
 # the database must answer, break other things than the defaults do.
 PROFILES: tuple[Mapping[str, object], ...] = (
-    {},
     {"tail_bytes_max": 3000, "pull_bytes_max": 400},
-    {"throttle_ms": 0, "readers": 1, "pull_bytes_max": 20_000},
+    {},
     {"tail_bytes_max": 1, "throttle_ms": 30},
+    {"throttle_ms": 0, "readers": 1, "pull_bytes_max": 20_000},
 )
 
 
-class Progress:
-    """How far a run is, for whoever watches it."""
-
-    def __init__(self, show: Callable[[int], None] = lambda _: None) -> None:
-        self.show = show
-
-
 async def run_cuts(
-    *, cuts: int, seed: str, folder: Path, url: str | None = None, progress: Progress | None = None
+    *,
+    cuts: int,
+    seed: str,
+    folder: Path,
+    url: str | None = None,
+    round_cuts: int = ROUND_CUTS,
+    show: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Raises `AssertionError` with the seed when anything was wrong; else what was done, in numbers.
 
@@ -47,14 +47,14 @@ async def run_cuts(
     started = time.monotonic()
     done = number = 0
     while done < cuts:
-        wanted = min(ROUND_CUTS, cuts - done)
+        wanted = min(round_cuts, cuts - done)
         round_url = url or f"{SQLITE_PREFIX}{folder / f'cuts-{number}.db'}"
         counts = await _run_round(
             cuts=wanted,
             seed=f"{seed}:round {number}",
             url=round_url,
             settings=PROFILES[number % len(PROFILES)],
-            show=lambda count, base=done: (progress or Progress()).show(base + count),
+            show=partial(_show_from, show, done),
             prefix=f"r{number}",
         )
         total.update(counts)
@@ -62,6 +62,10 @@ async def run_cuts(
         number += 1
     total["rounds"] = number
     return {"seconds": round(time.monotonic() - started, 1), **dict(sorted(total.items()))}
+
+
+def _show_from(show: Callable[[int], None], base: int, count: int) -> None:
+    show(base + count)
 
 
 async def _run_round(
@@ -75,9 +79,7 @@ async def _run_round(
 ) -> Counter[str]:
     evidence = Evidence(seed)
     fleet = Fleet(url, size=1, settings=settings, evidence=evidence, random=Random(seed))
-    streams = CuttingProxy(
-        fleet.port, seed=f"{seed}:streams", cut_share=0.97, marks=STREAM_MARKS
-    )
+    streams = CuttingProxy(fleet.port, seed=f"{seed}:streams", cut_share=0.97, marks=STREAM_MARKS)
     requests = CuttingProxy(fleet.port, seed=f"{seed}:requests", cut_share=0.2)
     proxies = (streams, requests)
     truth = Witness(url)
@@ -99,7 +101,7 @@ async def _run_round(
             await proxy.start()
         world = World(evidence, truth, requests.port, streams.port, fleet.port, fleet.up)
         crowds = [_make_crowd(world, f"{prefix}-{index}", seed) for index in range(4)]
-        async with asyncio.TaskGroup() as group:
+        async with asyncio.timeout(ROUND_S_MAX), asyncio.TaskGroup() as group:
             for crowd in crowds:
                 group.create_task(_keep_busy(world, crowd, enough, seed))
         await check_whole(truth, evidence)

@@ -160,18 +160,19 @@ class CuttingProxy:
         """From now on nothing is cut any more."""
         self._calm = True
 
-    async def _accept(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    def plan_next(self) -> Plan:
+        """Of the connection that was accepted last."""
+        share = 0.0 if self._calm else self._cut_share
+        return make_plan(Random(f"{self._seed}:{self.connections}"), share, self._marks)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         self.connections += 1
-        share = 0.0 if self._calm else self._cut_share
-        plan = make_plan(Random(f"{self._seed}:{self.connections}"), share, self._marks)
         with suppress(asyncio.CancelledError):
-            await self._relay(plan, reader, writer)
+            await self._relay(self.plan_next(), reader, writer)
 
     async def _relay(
         self, plan: Plan, reader: asyncio.StreamReader, writer: asyncio.StreamWriter

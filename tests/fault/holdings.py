@@ -15,10 +15,8 @@ from evidence import Evidence
 from raw_http import Answer, BrokenError, Connection, GarbledError, HungError
 from witness import Witness
 
-PULL_FIELDS = frozenset(
-    "context_id message_id from_sequence sequence content head_sequence status final".split()
-)
-RANGE_FIELDS = frozenset("context_id message_id from_sequence sequence content".split())
+RANGE_FIELDS = {"context_id", "message_id", "from_sequence", "sequence", "content"}
+PULL_FIELDS = RANGE_FIELDS | {"head_sequence", "status", "final"}
 RETRY_S_MAX = 0.03
 STALE_S_MAX = 20.0
 
@@ -27,9 +25,9 @@ STALE_S_MAX = 20.0
 class World:
     """What the readers and senders of a run share.
 
-    `port` and `stream_port`: of proxies. `direct_port`: of a server, or None while there is none; `up` is
-    set while there is one. `truth` is looked into when it is open. `several`: more than one server is at work, so that one may be a moment
-    behind the other.
+    `port` and `stream_port` are those of proxies, `direct_port` that of a server, or None while there
+    is none; `up` is set while there is one. `truth` is looked into when it is open. `several`: more
+    than one server is at work, so that one may be a moment behind the other.
     """
 
     evidence: Evidence

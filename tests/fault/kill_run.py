@@ -50,7 +50,10 @@ OPERATIONS = ("create", "send", "interrupt", "cancel", "delete", "patch", "retry
 
 
 class KillRun:
-    """One run; used once. `url`: an empty database. `servers`: how many work on it."""
+    """One run; used once. `url`: an empty database. `servers`: how many work on it.
+
+    `crowds`: how many conversations are under way at any time.
+    """
 
     def __init__(
         self,
@@ -59,6 +62,7 @@ class KillRun:
         folder: Path,
         url: str | None = None,
         servers: int = 1,
+        crowds: int = CROWDS,
         settings: Mapping[str, object] | None = None,
     ) -> None:
         self._seed = seed
@@ -66,6 +70,7 @@ class KillRun:
         self._folder = folder
         self._url = url or f"{SQLITE_PREFIX}{folder / 'kills.db'}"
         self._several = servers > 1
+        self._crowd_count = crowds
         self.evidence = Evidence(seed)
         lease = {"lease_s": LEASE_S} if self._several else {}
         self._fleet = Fleet(
@@ -88,9 +93,7 @@ class KillRun:
         self._closed = asyncio.Event()
         self.evidence.on_closed = self._closed.set
 
-    async def run(
-        self, kills: int, show: Callable[[int], None] = lambda _: None
-    ) -> dict[str, Any]:
+    async def run(self, kills: int, show: Callable[[int], None] = lambda _: None) -> dict[str, Any]:
         """Raises `AssertionError` with the seed when anything was wrong; else what was done."""
         started = time.monotonic()
         try:
@@ -212,7 +215,7 @@ class KillRun:
 
     def _fill_up(self) -> None:
         self._crowds = [crowd for crowd in self._crowds if not crowd.over]
-        while len(self._crowds) < CROWDS:
+        while len(self._crowds) < self._crowd_count:
             manners = Manners(
                 sends=self._random.randint(2, 8),
                 script_s_max=self._random.choice((0.1, 0.6, 2.0)),

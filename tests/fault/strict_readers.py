@@ -270,13 +270,12 @@ class SignalReader(Holder):
         self.want(message_id, final, (signal["status"], final))
 
     def _hear_late_completion(self, link: _Attached, signal: dict[str, Any]) -> None:
-        """A process that changes what another has changed just before tells its own change first.
-
-        So it may be with several servers for a state that goes on, but never for one that rests.
-        """
+        """With one server never. A server that changes what another has changed just before tells of
+        its own change first, and of the other's when it has read it."""
         state = self.evidence.states[self.context_id][link.revision]
-        if self.world.several and state not in REST_STATES:
-            self.evidence.counts["ends after a later state of another server"] += 1
+        if self.world.several:
+            rests = "at rest" if state in REST_STATES else "at work"
+            self.evidence.counts[f"ends after a later state of another server, {rests}"] += 1
             return
         self.evidence.fault(
             "an end after the state that follows it",

@@ -109,9 +109,7 @@ def _check_known(
             "lost or changed chunks", message=message_id, told=known.head, stored=stored.head
         )
     if known.closed not in (None, (stored.status, stored.final_sequence)):
-        evidence.fault(
-            "a changed end", message=message_id, told=known.closed, stored=stored.status
-        )
+        evidence.fault("a changed end", message=message_id, told=known.closed, stored=stored.status)
     evidence.counts["messages compared after a kill"] += 1
 
 
@@ -200,9 +198,7 @@ def _check_journal(
             evidence.fault("a state that never was", context=row.id, revision=at, told=told)
 
 
-def _check_parents(
-    evidence: Evidence, row: StoredContext, messages: list[StoredMessage]
-) -> None:
+def _check_parents(evidence: Evidence, row: StoredContext, messages: list[StoredMessage]) -> None:
     """What is listed is one line: each hangs on the one before, past what has left the lists."""
     by_id = {message.id: message for message in messages}
     listed = sorted(

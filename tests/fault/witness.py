@@ -103,7 +103,7 @@ class Witness:
         if path is not None:
             self._sqlite = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=BUSY_S)
         else:
-            import asyncpg
+            import asyncpg  # noqa: PLC0415 - only with PostgreSQL
 
             self._postgresql = await asyncpg.connect(self.url.replace("+asyncpg", ""))
         return self
@@ -167,11 +167,10 @@ class Witness:
             context_key,
         ):
             chunks.setdefault(key, []).append(content)
+        texts = [tuple(chunks.get(row[0], ())) for row in found]
         return [
-            StoredMessage(
-                *row[:5], bool(row[5]), *row[6:], chunks=tuple(chunks.get(row[0], ()))
-            )
-            for row in found
+            StoredMessage(*row[:5], bool(row[5]), *row[6:], text)
+            for row, text in zip(found, texts, strict=True)
         ]
 
     async def turns(self, context_key: int) -> list[StoredTurn]:
