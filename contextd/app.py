@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -49,6 +49,7 @@ log = structlog.get_logger(__name__)
 # Objects live long here and cycles are rare: fewer, later collections cut the worst delays of a
 # thousand readers from 57 to 11 ms.
 GC_THRESHOLDS = (50_000, 20, 1000)
+CLOSE_S = 5.0  # for each thing that is let go at the end
 BACKLOG = 4096
 KEEP_ALIVE_S = 75
 
@@ -165,15 +166,26 @@ async def running(
         for task in background:
             task.cancel()
         await asyncio.gather(*background, return_exceptions=True)
-        await turns.close()
-        await service.streams.close()
+        for close in (
+            turns.close,
+            service.streams.close,
+            writer.close,
+            reader.close,
+            *(provider.aclose for provider in in_use.values()),
+            presence.leave,
+            engines.dispose,
+        ):
+            await _within_limit(close)
         hub.stop()
-        await writer.close()
-        await reader.close()
-        for provider in in_use.values():
-            await provider.aclose()
-        await presence.leave()
-        await engines.dispose()
+
+
+async def _within_limit(close: Callable[[], Awaitable[object]]) -> None:
+    """One thing that hangs or fails must not keep the others from being let go."""
+    try:
+        async with asyncio.timeout(CLOSE_S):
+            await close()
+    except Exception:
+        log.exception("something could not be closed", what=getattr(close, "__qualname__", "?"))
 
 
 def make_service(
@@ -221,16 +233,38 @@ class _Protocol(HttpToolsProtocol):
         self.scope["contextd.transport"] = self.transport  # type: ignore[typeddict-unknown-key]
 
 
+class _StartUp:
+    """Signals until the server takes them itself: the start is given up, and what it did is undone.
+
+    uvicorn raises a signal again once it has stopped; by then there is nothing left to give up.
+    """
+
+    def __init__(self) -> None:
+        self.over = False
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._give_up)
+
+    def _give_up(self, number: int, frame: Any) -> None:
+        if not self.over and self._task is not None:
+            self._loop.call_soon_threadsafe(self._task.cancel)
+
+
 class _Server(uvicorn.Server):
     """uvicorn, which by itself would wait for open streams for ever when told to stop."""
 
-    def __init__(self, config: uvicorn.Config, contextd: Contextd, console: Console) -> None:
+    def __init__(
+        self, config: uvicorn.Config, contextd: Contextd, start_up: _StartUp, console: Console
+    ) -> None:
         super().__init__(config)
+        self._start_up = start_up
         self._contextd = contextd
         self._console = console
         self._loop = asyncio.get_running_loop()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._start_up.over = True
         await super().startup(sockets)
         if sockets and not self.should_exit:
             _announce(self._console, self._contextd.settings, sockets[0])
@@ -283,6 +317,7 @@ def _check_exposure(settings: Settings) -> None:
 async def serve(settings: Settings, console: Console) -> None:
     """Serves until SIGTERM or SIGINT. Raises `SettingsError` or `StoreError`."""
     _check_exposure(settings)
+    start_up = _StartUp()
     listening = _listen(settings)
     try:
         async with running(settings) as contextd:
@@ -300,7 +335,7 @@ async def serve(settings: Settings, console: Console) -> None:
             gc.collect()
             gc.freeze()
             gc.set_threshold(*GC_THRESHOLDS)
-            await _Server(config, contextd, console).serve(sockets=[listening])
+            await _Server(config, contextd, start_up, console).serve(sockets=[listening])
     finally:
         listening.close()
 
@@ -309,11 +344,8 @@ def run(settings: Settings) -> int:
     """Blocks until the server has stopped; returns the process's exit code (§12)."""
     configure_logging(settings)
     console = Console(soft_wrap=True)
-    # uvicorn raises the signal again once it has stopped; by then it has done its work.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
     try:
-        with suppress(KeyboardInterrupt):
+        with suppress(KeyboardInterrupt, asyncio.CancelledError):
             _run_loop(serve(settings, console))
     except (SettingsError, StoreError) as error:
         print(f"contextd: {error}", file=sys.stderr)  # noqa: T201 - the one line for the operator

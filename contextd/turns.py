@@ -14,7 +14,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from itertools import groupby
 from typing import TypeVar
 
@@ -22,6 +22,7 @@ import msgspec
 import structlog
 
 from contextd.core.errors import (
+    ContextdError,
     ContextNotFound,
     MessageClosed,
     MessageNotFound,
@@ -46,21 +47,27 @@ from contextd.provider import (
     UsageReport,
 )
 from contextd.service import Ledger, Recovery, Steps, TurnListener, TurnLostError, TurnView
+from contextd.service.recovery import RESPONDING
 from contextd.settings import Settings
 from contextd.store.edit import StartedTurn
 from contextd.store.reader import Reader
 from contextd.store.tail import LiveMessage
-from contextd.store.writer import utf8_bytes
+from contextd.store.writer import Unconfirmed, utf8_bytes
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
 INBOX_EVENTS_MAX = 1024  # read ahead of the commit; then the provider is slowed
+RELEASE_S = 1.0
 PROVIDER_CLOSE_S = 0.25  # §6: a stopped turn lets go of its provider within this
 HISTORY_MESSAGES_MAX = 1000
 STORE_RETRY_S = 0.5
 LEASE_RENEWALS = 3  # in the time of one lease, so that one may be lost
+
+UNCONFIRMED = Problem(
+    type="unconfirmed", message="The database's answer was lost in the middle of this."
+)
 
 _LOST = (TurnLostError, MessageClosed, MessageNotFound, StaleProducer, ContextNotFound)
 
@@ -123,8 +130,7 @@ class Turns(TurnListener):
     def turn_stopped(self, turn_id: str) -> None:
         """Stops the turn's task where it is."""
         _, task = self._tasks.get(turn_id, (None, None))
-        if task is not None:
-            task.cancel()
+        if task is not None and task.cancel():
             self.outcomes["cancelled"] += 1
 
     async def recover(self) -> None:
@@ -151,7 +157,10 @@ class Turns(TurnListener):
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=PROVIDER_CLOSE_S * 2)
-        await self._recovery.release_leases()
+        with suppress(ContextdError, TimeoutError):
+            # Only a courtesy to other processes: without it they wait for the leases to run out.
+            async with asyncio.timeout(RELEASE_S):
+                await self._recovery.release_leases()
 
     def _forget(self, turn_id: str, task: asyncio.Task[None]) -> None:
         if self._tasks.get(turn_id, (None, None))[1] is task:
@@ -162,6 +171,7 @@ class Turns(TurnListener):
         if not mine:
             return
         for key in mine.keys() - await self._recovery.renew_leases(list(mine)):
+            self._ledger.tail.drop_streaming(mine[key].context_id)
             self.turn_stopped(mine[key].id)
 
     async def _run(self, turn: StartedTurn) -> None:
@@ -170,6 +180,8 @@ class Turns(TurnListener):
             try:
                 await self._run_or_fail(turn)
             except _LOST:
+                # Closed elsewhere: what the tail says of its messages is out of date.
+                self._ledger.tail.drop_streaming(turn.context_id)
                 log.info("the turn was taken away")
             except ShuttingDown:
                 pass
@@ -177,13 +189,16 @@ class Turns(TurnListener):
                 log.exception("the turn could not be ended; recovery will look after it")
 
     async def _run_or_fail(self, turn: StartedTurn) -> None:
+        limit: asyncio.Timeout | None = None
         try:
             view = await self._stored(lambda: self._steps.view(turn))
             left_s = self._settings.turn_timeout_s - view.worked_ms / 1000
-            async with asyncio.timeout(max(0.0, left_s)):
+            async with asyncio.timeout(max(0.0, left_s)) as limit:
                 await self._drive(turn, view)
             return
         except TimeoutError:
+            if limit is None or not limit.expired():
+                raise  # another's, and no word on how long the turn took
             error = Problem(
                 type="turn_timeout",
                 message=f"The turn took longer than {self._settings.turn_timeout_s:g} s.",
@@ -198,20 +213,43 @@ class Turns(TurnListener):
     async def _drive(self, turn: StartedTurn, view: TurnView) -> None:
         """From the state that is stored, step by step, to the end."""
         current: TurnView | None = view
+        uncertain = False
         while current is not None:
-            match current.state:
-                case State.PROCESSING_USER_MESSAGE:
-                    current = await self._stored(lambda: self._steps.request_llm(turn))
-                case State.TRANSIENT_FAILURE:
-                    current = await self._try_again(turn, current)
-                case State.AWAITING_LLM_RESPONSE:
-                    current = await self._respond(turn, current)
-                case State.PROCESSING_LLM_RESPONSE:
-                    await self._stored(lambda: self._steps.finish(turn))
-                    self.outcomes["completed"] += 1
-                    current = None
-                case _:
-                    raise RuntimeError(f"no turn of this process stands in {current.state}")
+            try:
+                if uncertain:
+                    current = await self._look_again(turn)
+                    uncertain = False
+                current = await self._advance(turn, current)
+            except Unconfirmed:
+                uncertain = True
+
+    async def _advance(self, turn: StartedTurn, view: TurnView) -> TurnView | None:
+        """One step of the turn. None when it has ended."""
+        match view.state:
+            case State.PROCESSING_USER_MESSAGE:
+                return await self._stored(lambda: self._steps.request_llm(turn))
+            case State.TRANSIENT_FAILURE:
+                return await self._try_again(turn, view)
+            case State.AWAITING_LLM_RESPONSE:
+                return await self._respond(turn, view)
+            case State.PROCESSING_LLM_RESPONSE:
+                await self._stored(lambda: self._steps.finish(turn))
+                self.outcomes["completed"] += 1
+                return None
+            case _:
+                raise RuntimeError(f"no turn of this process stands in {view.state}")
+
+    async def _look_again(self, turn: StartedTurn) -> TurnView:
+        """A step's answer was lost with the database's connection: it was done, or it was not.
+
+        The turn goes on from what is stored. An answer that was being read is asked for again.
+        """
+        await asyncio.sleep(STORE_RETRY_S)
+        view = await self._stored(lambda: self._steps.view(turn))
+        if view.state in RESPONDING:
+            await self._steps.fail_transiently(turn, UNCONFIRMED, wait_ms=0, usage=None)
+            view = msgspec.structs.replace(view, state=State.TRANSIENT_FAILURE)
+        return view
 
     async def _try_again(self, turn: StartedTurn, view: TurnView) -> TurnView | None:
         if view.attempt >= self._settings.attempts_max:
@@ -270,7 +308,7 @@ class Turns(TurnListener):
     async def _stream(self, turn: StartedTurn, view: TurnView, reply: Reply) -> None:
         """Reads the provider's events and writes them, several chunks to a commit."""
         provider = self._provider(view)
-        events = provider.stream(await self._request(turn, view))
+        events = provider.stream(await self._stored(lambda: self._request(turn, view)))
         inbox: asyncio.Queue[Event | _Ended] = asyncio.Queue(INBOX_EVENTS_MAX)
         pump = asyncio.create_task(_pump(events, inbox), name=f"provider-{turn.id}")
         try:
@@ -327,11 +365,17 @@ class Turns(TurnListener):
                 lambda: self._steps.open_message(turn, kind=kind, texts=texts)
             )
             return
+        await self._append(turn, live, texts, expected=live.head)
+
+    async def _append(
+        self, turn: StartedTurn, live: LiveMessage, texts: list[str], expected: int
+    ) -> None:
         try:
-            await self._stored(lambda: self._ledger.append(live, fence=turn.fence, texts=texts))
-        except _LOST:
-            self._ledger.tail.drop(live)  # it was closed elsewhere: readers ask SQL how
-            raise
+            await self._ledger.append(live, fence=turn.fence, texts=texts, expected=expected)
+        except Overloaded:
+            # Stored or not, with the head that it follows it can be said again.
+            await asyncio.sleep(STORE_RETRY_S)
+            await self._append(turn, live, texts, expected)
 
     def _note(self, reply: Reply, event: Event) -> None:
         match event:
@@ -370,10 +414,15 @@ class Turns(TurnListener):
         )
 
     async def _stored(self, write: Callable[[], Awaitable[T]]) -> T:
-        """Writes, and again for as long as the database does not take it: the turn's time bounds it."""
+        """Writes, and again for as long as the database does not take it: the turn's time bounds it.
+
+        Raises `Unconfirmed` where nobody knows whether it was taken.
+        """
         while True:
             try:
                 return await write()
+            except Unconfirmed:
+                raise
             except Overloaded:
                 await asyncio.sleep(STORE_RETRY_S)
 

@@ -95,6 +95,8 @@ async def _answer(route: BareRoute, scope: HTTPScope, receive: Receive, send: Se
     try:
         await route(scope, receive, noting_send)
     except ContextdError as error:
+        if started:
+            raise
         await send_problem(send, error)
     except Exception:
         log.exception("a request failed by a defect", path=scope["path"])

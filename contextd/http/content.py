@@ -64,7 +64,7 @@ def _range(raw: bytes) -> tuple[int, int | None, float]:
     if not raw:
         return 0, None, 0.0
     name, _, digits = raw.partition(b"=")
-    if name == b"from_sequence" and digits.isdigit() and len(digits) < 16:
+    if name == b"from_sequence" and digits.isdigit() and digits[0] != 48 and len(digits) < 16:
         return int(digits), None, 0.0  # what nearly every pull looks like
     values = parse_query(raw, PARAMETERS)
     start = whole_number(values, "from_sequence", default=0)

@@ -65,7 +65,7 @@ TYPE_PREFIX = "urn:contextd:problem:"
 
 def problem(error: ContextdError) -> tuple[int, bytes, dict[str, str]]:
     """The status, the body and the headers of a refusal."""
-    status = STATUSES[type(error)]
+    status = next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)
     body = {
         "type": TYPE_PREFIX + error.code,
         "title": error.title,

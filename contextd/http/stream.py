@@ -90,15 +90,23 @@ async def _run(
     reader.on_stuck = cut_off
     gone = asyncio.create_task(_until_gone(receive, reader))
     try:
-        await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
-        await _write(send, reader, first)
-        async for block in blocks:
-            await _write(send, reader, block)
-        while (news := await reader.take()) is not None:
-            await _write(send, reader, news)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await _serve(send, reader, first, blocks)
+    except RuntimeError:
+        # How the server's loop says that the connection went while it was written to.
+        if transport is None or not transport.is_closing():
+            raise
     finally:
         gone.cancel()
+
+
+async def _serve(send: Send, reader: Reader, first: bytes, blocks: AsyncIterator[bytes]) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+    await _write(send, reader, first)
+    async for block in blocks:
+        await _write(send, reader, block)
+    while (news := await reader.take()) is not None:
+        await _write(send, reader, news)
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def _write(send: Send, reader: Reader, block: bytes) -> None:
@@ -120,7 +128,7 @@ def _transport(scope: HTTPScope) -> asyncio.Transport | None:
 
 def _limit_buffers(scope: HTTPScope) -> None:
     transport = _transport(scope)
-    if transport is None:
+    if transport is None or transport.is_closing():
         return
     transport.set_write_buffer_limits(high=SEND_BUFFER_BYTES)
     connection = transport.get_extra_info("socket")

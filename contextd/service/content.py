@@ -74,9 +74,8 @@ class Content:
                     is_news = found.head != start or found.status != MessageStatus.STREAMING
                     if is_news or told or left_s <= 0:
                         return found
-                    # What another process writes is not told here, so it is looked at again (§4.2).
-                    here = self._ledger.tail.get(context_id, message_id) is not None
-                    told = await watch.reached(start, left_s if here else min(left_s, self._poll_s))
+                    # What another process does is not told here, so it is looked at again (§4.2).
+                    told = await watch.reached(start, min(left_s, self._poll_s))
         finally:
             self._waiting -= 1
 

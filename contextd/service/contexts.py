@@ -25,7 +25,7 @@ from contextd.core.values import JsonObject
 from contextd.service.ledger import Ledger
 from contextd.service.wire import context_wire, decode_cursor, encode_cursor
 from contextd.store.edit import ContextEdit
-from contextd.store.reader import ContextSnapshot, Reader, find_context
+from contextd.store.reader import ContextSnapshot, Reader
 from contextd.store.tables import (
     AnyRow,
     branches,
@@ -41,6 +41,7 @@ from contextd.store.tables import (
 
 log = structlog.get_logger(__name__)
 
+PURGE_RETRY_S = 10.0
 PURGE_ROWS = 5000  # in one transaction, so that a large deletion does not hold the writer up
 
 _NEWEST = (10**18 - 1, 10**18 - 1)
@@ -85,14 +86,14 @@ class Contexts:
         digest = content_hash(request)
 
         async def work(connection: AsyncConnection) -> bool:
+            found = await connection.scalar(
+                select(contexts.c.request_hash).where(contexts.c.id == context_id)
+            )
             buried = await connection.scalar(
                 select(tombstones.c.context_id).where(tombstones.c.context_id == context_id)
             )
             if buried is not None:
                 raise IdTaken(context_id, deleted=True)
-            found = await connection.scalar(
-                select(contexts.c.request_hash).where(contexts.c.id == context_id)
-            )
             if found is None:
                 await self._insert(connection, context_id, request, digest)
             elif found != digest:
@@ -129,7 +130,9 @@ class Contexts:
                 await edit.tree.tip(patch.active_branch)
             columns = _patched(patch, edit.row)
             check_size([columns.get("metadata"), columns.get("tools")], self._metadata_bytes_max)
-            if any(getattr(edit.row, name) != value for name, value in columns.items()):
+            # By their JSON: in Python 1 equals true.
+            before = {name: getattr(edit.row, name) for name in columns}
+            if content_hash(before) != content_hash(columns):
                 edit.change(record=True)
                 edit.put(**columns)
 
@@ -140,7 +143,7 @@ class Contexts:
         """Ends everything of the context at once; what it kept is purged after. Its id stays used."""
 
         async def work(connection: AsyncConnection) -> tuple[AnyRow, list[str]]:
-            row = await find_context(connection, context_id)
+            row = (await ContextEdit.begin(connection, context_id, self._ledger.clock_ms())).row
             await connection.execute(delete(contexts).where(contexts.c.key == row.key))
             # A writer that has not heard yet must find its message closed.
             await connection.execute(
@@ -190,7 +193,9 @@ class Contexts:
             except ShuttingDown:
                 return
             except Exception:
-                log.exception("purging failed; the next deletion or start tries again")
+                log.exception("purging failed; it is tried again")
+                await asyncio.sleep(PURGE_RETRY_S)
+                self._to_purge.set()
 
     async def purge(self) -> int:
         """Removes the rows of deleted contexts, a bounded number at a time; returns how many went.

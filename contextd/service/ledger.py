@@ -12,6 +12,7 @@ from typing import TypeVar
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from contextd.core.errors import Overloaded
 from contextd.core.message import MessageStatus
 from contextd.signals.frames import Closing, Head, Standing
 from contextd.signals.hub import Hub
@@ -82,15 +83,22 @@ class Ledger:
                 return await self.writer.change(run, self._tell)
             except LostRaceError:
                 log.info("another process changed the context first", context_id=context_id)
-        return await self.writer.change(run, self._tell)
+        raise Overloaded("Other processes change this context all the time.")
 
-    async def append(self, live: LiveMessage, *, fence: int, texts: Sequence[str]) -> int:
+    async def append(
+        self, live: LiveMessage, *, fence: int, texts: Sequence[str], expected: int | None = None
+    ) -> int:
         """Appends chunks to an open message; returns its head once they are durable.
 
-        Raises `MessageClosed` or `StaleProducer`: who writes must stop.
+        With `expected`, the head that the caller knows, it may be tried again. Raises
+        `MessageClosed` or `StaleProducer`: who writes must stop.
         """
         appended = await self.writer.append(
-            live.message_key, fence=fence, texts=texts, after=partial(self._tell_appended, live)
+            live.message_key,
+            fence=fence,
+            texts=texts,
+            after=partial(self._tell_appended, live),
+            expected=expected,
         )
         return appended.head
 

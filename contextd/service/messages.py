@@ -22,6 +22,8 @@ from contextd.store.edit import ContextEdit, MessageDraft
 from contextd.store.reader import Reader
 from contextd.store.tables import AnyRow, messages, turns
 
+DEPTH_MAX = 2**31 - 1  # what the column holds
+
 
 class Messages:
     """Takes messages in, and reads them."""
@@ -55,10 +57,10 @@ class Messages:
         digest = content_hash([request.payload, request.role])
 
         async def work(edit: ContextEdit) -> SendAnswer:
-            if request.message_id is not None:
-                stored = await _find(edit, message_id)
-                if stored is not None:
-                    return await self._repeated(edit, stored, digest)
+            # Also an id of our own: this may be another try, after an answer that was lost.
+            stored = await _find(edit, message_id)
+            if stored is not None:
+                return await self._repeated(edit, stored, digest)
             queued = request.respond and await self._make_way(edit, request)
             branch = request.branch or edit.row.active_branch
             if request.parent_id is not None:
@@ -101,6 +103,7 @@ class Messages:
     ) -> MessagePage:
         """A branch in conversation order, then what is queued on it."""
         depth, queued_key = decode_cursor(cursor, (0, 0))
+        depth = min(depth, DEPTH_MAX)
         context, rows = await self._reader.conversation(
             context_id,
             branch=branch,

@@ -62,9 +62,14 @@ class Streams:
                 last = page.messages[-1]
                 # More of the last revision may follow, so only the one before it is complete.
                 yield reader.replay(_changes(context_id, page.messages), up_to=last.revision - 1)
-                page = await self._reader.changes(
-                    context_id, after=(last.revision, last.key), limit=REPLAY_PAGE
-                )
+                try:
+                    page = await self._reader.changes(
+                        context_id, after=(last.revision, last.key), limit=REPLAY_PAGE
+                    )
+                except ContextNotFound:
+                    # Deleted between two pages: the reader hears it as its last word.
+                    self._ledger.hub.publish_deleted(context_id, last.revision + 1)
+                    return
         if reader.ending:
             return
         yield reader.snapshot(
@@ -89,6 +94,7 @@ class Streams:
         await asyncio.gather(*self._catching_up.values(), return_exceptions=True)
 
     async def _compare(self) -> None:
+        await self._compare_tail()
         hub = self._ledger.hub
         watched = [name for name in hub.watched() if hub.contiguous(name) is not None]
         for start in range(0, len(watched), REPLAY_PAGE):
@@ -101,15 +107,35 @@ class Streams:
             for row in await self._reader.open_heads(page):
                 hub.publish_head(_head(row.context_id, row))
 
+    async def _compare_tail(self) -> None:
+        """Forgets messages that another process has closed, so that pulls ask SQL how."""
+        held = self._ledger.tail.streaming()
+        for start in range(0, len(held), REPLAY_PAGE):
+            page = held[start : start + REPLAY_PAGE]
+            still_open = await self._reader.still_open([live.message_key for live in page])
+            for live in page:
+                if live.message_key not in still_open and live.status is MessageStatus.STREAMING:
+                    self._ledger.tail.drop(live)
+
     def _on_gap(self, context_id: str) -> None:
         if context_id not in self._catching_up:
-            task = asyncio.create_task(self._catch_up(context_id))
+            task = asyncio.create_task(self._try_to_catch_up(context_id))
             self._catching_up[context_id] = task
             task.add_done_callback(lambda _: self._catching_up.pop(context_id, None))
 
+    async def _try_to_catch_up(self, context_id: str) -> None:
+        try:
+            await self._catch_up(context_id)
+        except Exception:
+            log.exception(
+                "catching up failed; the next comparison asks again", context_id=context_id
+            )
+
     async def _catch_up(self, context_id: str) -> None:
         """Reads what was committed elsewhere since the last revision that readers were told of."""
-        seen = self._ledger.hub.contiguous(context_id) or 0
+        seen = self._ledger.hub.contiguous(context_id)
+        if seen is None:
+            return  # its readers have gone
         after = (seen, _AFTER_ALL_KEYS)
         closings: list[Closing] = []
         try:

@@ -249,6 +249,11 @@ class Progress:
         self.through: int | None = None
 
     @property
+    def newest(self) -> int:
+        """The highest revision that was published or read."""
+        return max(self.through or 0, self._ahead_to)
+
+    @property
     def gap(self) -> bool:
         """Revisions between `through` and a published one are missing."""
         return self._ahead_from > 0

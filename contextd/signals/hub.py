@@ -135,6 +135,8 @@ class Hub:
         topic = self._topics.pop(context_id, None)
         if topic is None:
             return
+        # Whoever deleted it elsewhere may know less of it than was told here: this is the last word.
+        revision = max(revision, topic.progress.newest + 1)
         topic.progress.note(revision)
         gone = Standing(
             context_id=context_id, state=DELETED_STATE, revision=revision, record_revision=revision

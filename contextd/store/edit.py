@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from contextd.core.errors import ContextNotFound
@@ -431,13 +431,18 @@ class ContextEdit:
 
     async def _began_at(self, row: AnyRow) -> int:
         """When the model was asked for this message; of one without a turn, when it was opened."""
+        if row.turn_id is None:
+            return int(row.created_at)
         asked: int | None = await self.connection.scalar(
-            select(func.max(journal.c.at)).where(
+            select(journal.c.at)
+            .where(
                 journal.c.context_key == self.key,
                 journal.c.revision < row.opened_revision,
                 journal.c.turn_id == row.turn_id,
                 journal.c.trigger.in_((Trigger.REQUEST_LLM.value, Trigger.RETRY.value)),
             )
+            .order_by(journal.c.revision.desc())
+            .limit(1)
         )
         return int(row.created_at) if asked is None else asked
 

@@ -6,14 +6,16 @@ method is one snapshot. Every scan is bounded by a limit that the caller names.
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import msgspec
+import structlog
 from sqlalchemy import Select, func, or_, select, text, tuple_
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from contextd.core.errors import ContextNotFound, MessageNotFound, TurnNotFound
+from contextd.core.errors import ContextNotFound, MessageNotFound, Overloaded, TurnNotFound
 from contextd.store.tables import (
     AnyRow,
     chunks,
@@ -26,6 +28,8 @@ from contextd.store.tables import (
 from contextd.store.text import in_slice, read_text, read_whole
 from contextd.store.tree import on_branch
 
+log = structlog.get_logger(__name__)
+
 PULL_CHUNKS_MAX = 65_536  # of one answer; sequences are dense, so this bounds the scan as well
 ACQUIRE_S = 30.0
 
@@ -36,6 +40,9 @@ MESSAGE_COLUMNS = (
     heads.c.characters,
 )
 _WITH_HEAD = messages.join(heads, heads.c.message_key == messages.c.key)
+
+
+_ONE_MOMENT = text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
 
 
 class ContextSnapshot(msgspec.Struct, frozen=True):
@@ -85,32 +92,59 @@ class Reader:
             self._free.put_nowait(None)
 
     async def close(self) -> None:
-        """Gives the connections back."""
-        for _ in range(self._count):
-            connection = await asyncio.wait_for(self._free.get(), ACQUIRE_S)
+        """Gives back the connections that are free; who still reads loses its own with the engine."""
+        while not self._free.empty():
+            connection = self._free.get_nowait()
             if connection is not None:
                 await connection.close()
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[AsyncConnection]:
-        """A connection whose statements all see the same moment."""
-        connection = await self._free.get()
+        """A connection whose statements all see the same moment.
+
+        Raises `Overloaded` when none is free in time, or the database does not answer.
+        """
+        connection = await self._take()
         try:
-            if connection is None or connection.closed or connection.invalidated:
-                connection = await self._engine.connect()
-            async with connection.begin():
-                if self._engine.dialect.name == "postgresql":
-                    await connection.execute(
-                        text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-                    )
-                yield connection
+            connection = await self._begin(connection)
+            yield connection
+            await connection.rollback()
+        except (DBAPIError, OSError, TimeoutError) as error:
+            log.error("the database did not answer a read", kind=type(error).__name__)
+            await _let_go(connection)
+            raise Overloaded("The database does not answer.") from None
         except asyncio.CancelledError:
             # Cut in the middle of a statement: what the connection would answer next is unknown.
+            await asyncio.shield(_let_go(connection))
+            raise
+        except BaseException:
             if connection is not None:
-                await asyncio.shield(connection.invalidate())
+                await connection.rollback()
             raise
         finally:
             self._free.put_nowait(connection)
+
+    async def _take(self) -> AsyncConnection | None:
+        try:
+            return await asyncio.wait_for(self._free.get(), ACQUIRE_S)
+        except TimeoutError:
+            raise Overloaded("More reads are waiting than the server takes on.") from None
+
+    async def _begin(self, connection: AsyncConnection | None) -> AsyncConnection:
+        """A held connection may have died in the meantime: then a new one, once."""
+        for last_try in (False, True):
+            if connection is None or connection.closed:
+                connection = await self._engine.connect()
+            try:
+                await connection.begin()
+                if self._engine.dialect.name == "postgresql":
+                    await connection.execute(_ONE_MOMENT)
+                return connection
+            except DBAPIError:
+                if last_try or not connection.invalidated:
+                    raise
+                await _let_go(connection)
+        raise AssertionError("the last try returns or raises")
 
     async def context(self, context_id: str) -> ContextSnapshot:
         """Raises `ContextNotFound`."""
@@ -365,6 +399,14 @@ class Reader:
             ).all()
         return rows
 
+    async def still_open(self, keys: Sequence[int]) -> set[int]:
+        """Those of these messages that are open."""
+        async with self.snapshot() as connection:
+            found = await connection.execute(
+                select(heads.c.message_key).where(heads.c.message_key.in_(keys), heads.c.is_open)
+            )
+            return set(found.scalars())
+
     async def revisions(self, context_ids: Sequence[str]) -> dict[str, int]:
         """The revision of each of these contexts that exists."""
         async with self.snapshot() as connection:
@@ -377,6 +419,15 @@ class Reader:
         """Raises if the database does not answer."""
         async with self.snapshot() as connection:
             await connection.execute(text("SELECT 1"))
+
+
+async def _let_go(connection: AsyncConnection | None) -> None:
+    """Throws a connection away, whatever state it is in."""
+    if connection is not None:
+        with suppress(Exception):
+            await connection.invalidate()
+        with suppress(Exception):
+            await connection.close()
 
 
 async def find_context(connection: AsyncConnection, context_id: str) -> AnyRow:

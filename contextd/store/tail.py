@@ -135,6 +135,17 @@ class Tail:
             del self._messages[live.context_id, live.message_id]
             self._weight_bytes -= live.weight_bytes
 
+    def streaming(self) -> list[LiveMessage]:
+        """The messages that are open as far as this process knows."""
+        open_ = MessageStatus.STREAMING
+        return [live for live in self._messages.values() if live.status is open_]
+
+    def drop_streaming(self, context_id: str) -> None:
+        """Forgets what this process took for open in a context: somebody else has closed it."""
+        for live in self.streaming():
+            if live.context_id == context_id:
+                self.drop(live)
+
     def drop_context(self, context_id: str) -> None:
         """Forgets all messages of a deleted context."""
         for key in [key for key in self._messages if key[0] == context_id]:

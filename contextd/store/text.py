@@ -51,12 +51,15 @@ async def read_text(
 
 async def read_whole(connection: AsyncConnection, keys: Sequence[int]) -> dict[int, str]:
     """The whole text of each of these messages, by key."""
-    pieces: dict[int, list[str]] = {key: [] for key in keys}
-    rows = await connection.execute(
+    ordered = (
         select(chunks.c.message_key, chunks.c.content)
         .where(chunks.c.message_key.in_(keys))
         .order_by(chunks.c.message_key, chunks.c.sequence)
+        .subquery()
     )
-    for key, content in rows:
-        pieces[key].append(content)
-    return {key: "".join(texts) for key, texts in pieces.items()}
+    rows = await connection.execute(
+        select(
+            ordered.c.message_key, func.aggregate_strings(ordered.c.content, "").label("content")
+        ).group_by(ordered.c.message_key)
+    )
+    return {row.message_key: row.content for row in rows}

@@ -16,6 +16,8 @@ from contextd.core.errors import BranchNotFound, IdTaken, MessageNotFound
 from contextd.core.values import ID_PATTERN
 from contextd.store.tables import AnyRow, branches, messages, segments
 
+PARTS_GROUP = 100  # segments of a path in one group of its condition
+
 
 class BranchTip(msgspec.Struct, frozen=True, kw_only=True):
     """Where a branch ends, and what its next message hangs on."""
@@ -182,4 +184,9 @@ async def on_branch(connection: AsyncConnection, context_key: int, name: str) ->
         segment = parents[segment_key]
         depth = min(depth, segment.parent_depth)
         segment_key = segment.parent_key
-    return and_(or_(*parts), ~messages.c.superseded)
+    # In groups: a flat chain of a thousand forks is deeper than SQLite reads an expression.
+    groups = [
+        or_(*parts[start : start + PARTS_GROUP]).self_group()
+        for start in range(0, len(parts), PARTS_GROUP)
+    ]
+    return and_(or_(*groups), ~messages.c.superseded)

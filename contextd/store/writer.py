@@ -14,12 +14,13 @@ a whole fails each entry runs again by itself, so that only the guilty one gets 
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 import structlog
 from sqlalchemy import insert, select, text
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from contextd.core.errors import (
@@ -38,10 +39,15 @@ T = TypeVar("T")
 
 GROUP_MAX = 1000  # entries in one transaction: bounds both its length and the wait of the next
 RECONNECT_WAIT_S = 0.5
+CLOSE_S = 5.0
 
 
 class Refused(Exception):
     """The root of expected refusals by a change that are not `ContextdError`s: not logged."""
+
+
+class Unconfirmed(Overloaded):
+    """The connection was lost before the answer: the write is durable, or it is not."""
 
 
 class Appended(msgspec.Struct, frozen=True):
@@ -58,18 +64,20 @@ class AppendHook(Protocol):
 
 
 class _Append:
-    __slots__ = ("after", "error", "fence", "future", "message_key", "result", "size", "texts")
+    __slots__ = ("after", "error", "expected", "fence", "future", "message_key", "result", "texts")
 
     def __init__(
         self,
         message_key: int,
         fence: int,
+        expected: int | None,
         texts: Sequence[str],
         after: AppendHook,
         future: asyncio.Future[Appended],
     ) -> None:
         self.message_key = message_key
         self.fence = fence
+        self.expected = expected
         self.texts = texts
         self.after = after
         self.future = future
@@ -128,15 +136,17 @@ _ADVANCE_HEADS = {
                written_at = :now
            FROM (SELECT json_extract(value, '$[0]') AS k, json_extract(value, '$[1]') AS n,
                         json_extract(value, '$[2]') AS b, json_extract(value, '$[3]') AS c,
-                        json_extract(value, '$[4]') AS f FROM json_each(:rows)) AS v
+                        json_extract(value, '$[4]') AS f, json_extract(value, '$[5]') AS e
+                 FROM json_each(:rows)) AS v
            WHERE heads.message_key = v.k AND heads.is_open AND heads.fence = v.f
+                 AND (v.e IS NULL OR heads.head = v.e)
            RETURNING message_key, head, bytes"""
     ),
     # Rows are locked in the order of their keys first: two processes would deadlock otherwise.
     "postgresql": text(
         """WITH v AS (SELECT (value->>0)::bigint AS k, (value->>1)::bigint AS n,
                              (value->>2)::bigint AS b, (value->>3)::bigint AS c,
-                             (value->>4)::integer AS f
+                             (value->>4)::integer AS f, (value->>5)::bigint AS e
                       FROM jsonb_array_elements(CAST(:rows AS jsonb)) AS e(value)),
                 locked AS (SELECT message_key FROM heads JOIN v ON v.k = message_key
                            ORDER BY message_key FOR UPDATE OF heads)
@@ -144,6 +154,7 @@ _ADVANCE_HEADS = {
                   written_at = :now
            FROM v JOIN locked ON locked.message_key = v.k
            WHERE heads.message_key = v.k AND heads.is_open AND heads.fence = v.f
+                 AND (v.e IS NULL OR heads.head = v.e)
            RETURNING heads.message_key, heads.head, heads.bytes"""
     ),
 }
@@ -180,23 +191,36 @@ class Writer:
         """Starts the writing task."""
         self._task = asyncio.create_task(self._run(), name="contextd-writer")
 
-    async def close(self) -> None:
-        """Commits what has queued, then stops; later calls raise `ShuttingDown`."""
+    async def close(self, timeout_s: float = CLOSE_S) -> None:
+        """Commits what has queued, then stops; later calls raise `ShuttingDown`.
+
+        A database that hangs does not hold the process up for longer than `timeout_s`.
+        """
         self._closing = True
         self._wake.set()
         if self._task is not None:
-            await self._task
+            await asyncio.wait([self._task], timeout=timeout_s)
+            self._task.cancel()
 
     def append(
-        self, message_key: int, *, fence: int, texts: Sequence[str], after: AppendHook
+        self,
+        message_key: int,
+        *,
+        fence: int,
+        texts: Sequence[str],
+        after: AppendHook,
+        expected: int | None = None,
     ) -> asyncio.Future[Appended]:
         """Appends `texts` as chunks of an open message, all or none; resolves when durable.
+
+        `expected` is the head that the caller knows. With it an append may be tried again after an
+        outcome that was lost with the connection: what is stored already is not stored twice.
 
         Raises `MessageClosed` or `StaleProducer` through the future, and `Overloaded` at once when
         more than `queue_max` entries wait.
         """
         future: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
-        self._put(_Append(message_key, fence, texts, after, future))
+        self._put(_Append(message_key, fence, expected, texts, after, future))
         return future
 
     async def change(
@@ -226,8 +250,15 @@ class Writer:
             try:
                 async with self._engine.connect() as connection:
                     await self._serve(connection)
-            except Exception:
-                log.exception("the writing connection was lost; connecting again")
+            except Exception as error:
+                log.error("the writing connection was lost", kind=type(error).__name__)
+                # Nobody waits for a database that is away: who wants to, tries again.
+                waiting, self._queue = self._queue, []
+                for entry in waiting:
+                    entry.error = Overloaded("The database does not answer.")
+                self._settle(waiting)
+                if self._closing:
+                    return
                 await asyncio.sleep(RECONNECT_WAIT_S)
 
     async def _serve(self, connection: AsyncConnection) -> None:
@@ -259,26 +290,42 @@ class Writer:
                 _resolve(entry.future, None, error)
 
     async def _commit(self, connection: AsyncConnection, group: Sequence[_Entry]) -> None:
-        """Runs `group` in one transaction; on failure each entry by itself."""
-        try:
-            async with connection.begin():
-                await self._execute(connection, group)
-            self.commits += 1
-        except Exception as error:
-            if len(group) == 1 and not isinstance(error, IntegrityError):
-                group[0].error = _translate(error)
-                return
-            await self._commit_apart(connection, group)
-
-    async def _commit_apart(self, connection: AsyncConnection, group: Sequence[_Entry]) -> None:
+        """Runs `group` in one transaction; where one entry may be at fault, each by itself."""
+        error = await self._try(connection, group)
+        if error is None:
+            return
+        alone = len(group) == 1 and not isinstance(error, IntegrityError)
+        if alone or connection.invalidated or isinstance(error, Overloaded | OperationalError):
+            for entry in group:
+                entry.error = _translate(error)
+            return
         for entry in group:
             entry.error = entry.result = None
-            try:
-                async with connection.begin():
-                    await self._execute(connection, [entry])
-                self.commits += 1
-            except Exception as error:
-                entry.error = _translate(error)
+            if (fault := await self._try(connection, [entry])) is not None:
+                entry.error = _translate(fault)
+
+    async def _try(self, connection: AsyncConnection, group: Sequence[_Entry]) -> Exception | None:
+        """One transaction; the error that it failed with. `Unconfirmed`: it may have succeeded."""
+        try:
+            transaction = await connection.begin()
+        except Exception as error:
+            return error
+        try:
+            await self._execute(connection, group)
+        except Exception as error:
+            with suppress(Exception):
+                await transaction.rollback()
+            return error
+        try:
+            await transaction.commit()
+        except Exception as error:
+            if connection.invalidated:
+                return Unconfirmed("The database's answer was lost: this may be stored or not.")
+            with suppress(Exception):
+                await transaction.rollback()
+            return error
+        self.commits += 1
+        return None
 
     async def _execute(self, connection: AsyncConnection, group: Sequence[_Entry]) -> None:
         appends = [entry for entry in group if isinstance(entry, _Append)]
@@ -305,13 +352,15 @@ class Writer:
     ) -> list[_Append]:
         """Writes the appends; returns those left over for another round.
 
-        All of a message go together under one fence: one with another fence waits for the next round.
+        All of a message go together, under one fence and after one expected head; one with its own
+        waits for the next round.
         """
         by_message: dict[int, list[_Append]] = {}
         left_over: list[_Append] = []
         for entry in appends:
             entries = by_message.setdefault(entry.message_key, [])
-            if entries and entries[0].fence != entry.fence:
+            alike = not entries or (entries[0].fence, None) == (entry.fence, entry.expected)
+            if not alike:
                 left_over.append(entry)
             else:
                 entries.append(entry)
@@ -326,6 +375,7 @@ class Writer:
                 sum(sum(size) for size in sizes[key]),
                 sum(len(value) for entry in entries for value in entry.texts),
                 entries[0].fence,
+                entries[0].expected,
             ]
             for key, entries in sorted(by_message.items())
         ]
@@ -339,10 +389,8 @@ class Writer:
         if chunk_rows:
             await connection.execute(_INSERT_CHUNKS, chunk_rows)
             self.chunks_written += len(chunk_rows)
-        for key, entries in by_message.items():
-            refusal = await _refusal(connection, key)
-            for entry in entries:
-                entry.error = refusal
+        for entries in by_message.values():
+            await _refuse(connection, entries)
         return left_over
 
 
@@ -375,25 +423,53 @@ def _number(
         entry.result = Appended(sequence, ends)
 
 
-async def _refusal(connection: AsyncConnection, message_key: int) -> ContextdError:
-    """Why an append was not taken."""
+async def _refuse(connection: AsyncConnection, entries: Sequence[_Append]) -> None:
+    """Says why appends to one message were not taken, unless they are stored already."""
     row = (
         await connection.execute(
             select(heads.c.is_open, heads.c.head, heads.c.fence, messages.c.status)
             .join(messages, messages.c.key == heads.c.message_key)
-            .where(heads.c.message_key == message_key)
+            .where(heads.c.message_key == entries[0].message_key)
         )
     ).one_or_none()
-    if row is None:
-        return MessageNotFound("")
-    if not row.is_open:
-        return MessageClosed(message_status=row.status, final_sequence=row.head)
-    return StaleProducer(row.fence)
+    for entry in entries:
+        if row is None:
+            entry.error = MessageNotFound("")
+        elif entry.expected is not None and row.fence == entry.fence:
+            entry.result = await _stored_before(connection, entry)
+        if entry.result is None and row is not None:
+            entry.error = (
+                StaleProducer(row.fence)
+                if row.is_open
+                else MessageClosed(message_status=row.status, final_sequence=row.head)
+            )
+
+
+async def _stored_before(connection: AsyncConnection, entry: _Append) -> Appended | None:
+    """Where the chunks of an append are, if an earlier try of it was committed after all."""
+    expected = entry.expected or 0
+    rows = (
+        await connection.execute(
+            select(chunks.c.content, chunks.c.end_bytes)
+            .where(chunks.c.message_key == entry.message_key)
+            .where(chunks.c.sequence > expected)
+            .where(chunks.c.sequence <= expected + len(entry.texts))
+            .order_by(chunks.c.sequence)
+        )
+    ).all()
+    if [row.content for row in rows] != list(entry.texts):
+        return None
+    return Appended(expected + len(rows), [row.end_bytes for row in rows])
 
 
 def _translate(error: Exception) -> Exception:
     """The database's own trouble (locked, full, gone) is not the caller's: nothing was stored."""
-    if isinstance(error, DBAPIError):
-        log.error("the database did not take a write", error=str(error.orig), kind=type(error.orig))
-        return Overloaded("The database did not take the write; nothing was stored.")
-    return error
+    if not isinstance(error, DBAPIError):
+        return error
+    # Its words may quote the row, and a row is chat: only what kind of trouble it is.
+    log.error(
+        "the database did not take a write",
+        kind=type(error.orig).__name__,
+        code=getattr(error.orig, "sqlstate", None) or getattr(error.orig, "sqlite_errorname", None),
+    )
+    return Overloaded("The database did not take the write; nothing was stored.")

@@ -14,8 +14,9 @@ import msgspec
 from conversation import Conversation
 from evidence import Evidence
 from holdings import World
+from poll_reader import SETTLE_S_MAX, PollReader, is_settled, required_of, settle
 from raw_http import Answer, BrokenError, Connection, HungError
-from strict_readers import REST_STATES, Habits, PollReader, SignalReader, is_settled, settle
+from strict_readers import REST_STATES, Habits, SignalReader
 from verdict import check_conversation
 from witness import StoredMessage
 
@@ -73,6 +74,7 @@ class Crowd:
         self._readers: list[SignalReader | PollReader] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._connection: Connection | None = None
+        self._resting_since: float | None = None
 
     @property
     def stage(self) -> str:
@@ -129,22 +131,29 @@ class Crowd:
         row = await truth.context(conversation.id)
         state = (await truth.states()).get(conversation.id)
         if row is None or state is None or state[0] not in REST_STATES or state[1]:
+            self._resting_since = None
             await asyncio.sleep(SETTLE_LOOK_S)
             return False
         messages = await truth.messages(row.key)
         texts = {message.id: message.text for message in messages}
         listed = [message.id for message in listing(messages)]
         await self._require_rest(messages, [*listed])
-        for reader in self._readers:
-            began_with_list = isinstance(reader, SignalReader) and reader.began_with_list
-            if not is_settled(reader, listed if began_with_list else texts) and not self.hurry:
-                await asyncio.sleep(SETTLE_LOOK_S)
-                return False
+        if not self._patience_is_over() and not all(
+            is_settled(reader, required_of(reader, texts, listed)) for reader in self._readers
+        ):
+            await asyncio.sleep(SETTLE_LOOK_S)
+            return False
         for reader in self._readers:
             await settle(reader, texts, listed)
         await check_conversation(truth, conversation)
         self.evidence.counts["conversations compared at the end"] += 1
         return True
+
+    def _patience_is_over(self) -> bool:
+        """Whether readers have had their time: those that lack something still are accused then."""
+        now = asyncio.get_running_loop().time()
+        self._resting_since = self._resting_since or now
+        return self.hurry or now - self._resting_since > SETTLE_S_MAX
 
     async def _require_rest(self, messages: Sequence[StoredMessage], listed: list[str]) -> None:
         """What the API says of a conversation at rest is what the database holds."""

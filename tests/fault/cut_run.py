@@ -23,7 +23,7 @@ ROUND_S_MAX = 300.0
 # Each round has one of these: limits so small that pulls come in many pieces, and memory so short that
 # the database must answer, break other things than the defaults do.
 PROFILES: tuple[Mapping[str, object], ...] = (
-    {"tail_bytes_max": 3000, "pull_bytes_max": 400},
+    {"tail_bytes_max": 3000, "pull_bytes_max": 2000},
     {},
     {"tail_bytes_max": 1, "throttle_ms": 30},
     {"throttle_ms": 0, "readers": 1, "pull_bytes_max": 20_000},

@@ -99,8 +99,7 @@ class KillRun:
         try:
             await self._streams.start()
             await self._requests.start()
-            for number in range(self._fleet.size):
-                await self._fleet.start(number)
+            await asyncio.gather(*map(self._fleet.start, range(self._fleet.size)))
             await self._truth.open()
             for number in range(kills):
                 self._fill_up()
@@ -170,7 +169,7 @@ class KillRun:
                 await asyncio.sleep(self._random.uniform(0, 0.5))
         await self._fleet.kill(victim)
         await check_kept(self._truth, [crowd.conversation for crowd in self._crowds])
-        await asyncio.sleep(self._random.uniform(0, 2 * LEASE_S))
+        await asyncio.sleep(self._random.uniform(0, 1.5 * LEASE_S))
         await self._fleet.start(victim)
 
     # Its moment.
@@ -250,7 +249,8 @@ class KillRun:
             self.evidence.fault("conversations that do not come to their end", stages=stages)
         self.evidence.require_none()
         await check_whole(self._truth, self.evidence)
-        await self._stop_and_purge()
+        if not self._several:
+            await self._stop_and_purge()
 
     async def _stop_and_purge(self) -> None:
         """A clean stop and a last start, which must find nothing to do but to purge."""

@@ -167,11 +167,7 @@ class Witness:
             context_key,
         ):
             chunks.setdefault(key, []).append(content)
-        texts = [tuple(chunks.get(row[0], ())) for row in found]
-        return [
-            StoredMessage(*row[:5], bool(row[5]), *row[6:], text)
-            for row, text in zip(found, texts, strict=True)
-        ]
+        return [StoredMessage(*(*row, tuple(chunks.get(row[0], ())))) for row in found]
 
     async def turns(self, context_key: int) -> list[StoredTurn]:
         """In the order in which they were asked for."""
