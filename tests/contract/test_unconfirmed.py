@@ -51,6 +51,7 @@ class CommitCutter:
         while data := await reader.read(65536):
             writer.write(data)
             await writer.drain()
+        writer.close()
 
 
 @asynccontextmanager
@@ -60,7 +61,7 @@ async def cutter_before(url: str) -> AsyncIterator[tuple[CommitCutter, str]]:
     cutter = CommitCutter(f"{direct.query['host']}/.s.PGSQL.5432")
     server = await asyncio.start_server(cutter.serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    through = direct.set(host="127.0.0.1", port=port, query={})
+    through = direct.set(host="127.0.0.1", port=port, query={"ssl": "disable"})
     async with server:
         yield cutter, through.render_as_string(hide_password=False)
 

@@ -25,6 +25,7 @@ from witness import SQLITE_PREFIX, Witness, copy_of
 
 CROWDS = 8
 WAIT_S_MAX = 1.2  # for the moment that was chosen; then the kill comes anyway
+WORK_S_MAX = 1.0
 FINISH_S_MAX = 120.0
 LEASE_S = 1.0
 FREEZE_S_MAX = 2.5
@@ -39,6 +40,7 @@ MOMENTS = {
 }
 STATES = (
     "processing_user_message",
+    "processing_llm_response",
     "awaiting_llm_response",
     "streaming_llm_response",
     "streaming_llm_response",
@@ -175,6 +177,8 @@ class KillRun:
     # Its moment.
 
     async def _wait_for(self, moment: str) -> None:
+        if moment != "right after the start":
+            await asyncio.sleep(self._random.choice((0.0, self._random.uniform(0, WORK_S_MAX))))
         try:
             async with asyncio.timeout(WAIT_S_MAX):
                 match moment:
@@ -187,17 +191,18 @@ class KillRun:
                     case "during an operation":
                         await self._wait_for_operation(self._random.choice(OPERATIONS))
                     case "at random":
-                        await asyncio.sleep(self._random.uniform(0, 0.8))
+                        await asyncio.sleep(self._random.uniform(0, WORK_S_MAX))
         except TimeoutError:
             self.evidence.counts["kills whose moment did not come"] += 1
 
     async def _wait_for_state(self, state: str) -> None:
-        """Looks into the database every millisecond: states like these are short."""
+        """Looks into the database all the time: some states last a millisecond."""
+        pause_s = 0.0 if state.startswith("processing") else 0.001
         while True:
             found = (await self._truth.states()).values()
             if any(queued if state == "queued" else at == state for at, queued in found):
                 return
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(pause_s)
 
     async def _wait_for_operation(self, operation: str) -> None:
         before = self._operated[operation]
@@ -217,7 +222,7 @@ class KillRun:
         while len(self._crowds) < self._crowd_count:
             manners = Manners(
                 sends=self._random.randint(2, 8),
-                script_s_max=self._random.choice((0.1, 0.6, 2.0)),
+                script_s_max=self._random.choice((0.1, 0.4, 1.5)),
                 readers=3,
                 delete_share=0.15,
             )
