@@ -113,7 +113,8 @@ class KillRun:
             await self._close()
         self.evidence.require_none()
         counts = self.evidence.counts
-        counts["kills"] = kills
+        counts["cycles"] = kills
+        counts["kills"] = kills + counts["kills while starting"]
         counts["cuts"] = self._streams.cut_count + self._requests.cut_count
         counts["conversations"] = self._made
         return {"seconds": round(time.monotonic() - started, 1), **dict(sorted(counts.items()))}

@@ -8,7 +8,7 @@ from kill_run import KillRun
 async def test_a_killed_server_has_lost_nothing_that_it_told(tmp_path: Path) -> None:
     """After SIGKILL: what was answered, signalled or pulled is there, and every turn ends once."""
     done = await KillRun(seed="short", folder=tmp_path, crowds=4).run(4)
-    assert done["kills"] == 4
+    assert done["kills"] >= 4
     assert done["messages compared after a kill"] > 0
     assert done["conversations compared at the end"] >= 4
 
