@@ -4,11 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from sqlalchemy import make_url
+
 from contextd.app import running
 from contextd.core.context import ContextRequest
 from contextd.core.message import SendRequest, TextPayload
 from contextd.settings import Settings
-from sqlalchemy import make_url
 
 from .conftest import HeldProvider
 
