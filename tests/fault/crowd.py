@@ -197,7 +197,8 @@ class Crowd:
         port = self.world.port if self._via_proxy else self.world.direct_port()
         if port is None:
             raise BrokenError("no server is up")
-        if self._connection is None or self._connection.port != port:
+        if self._connection is None or self._connection.port != port or self.random.random() < 0.3:
+            self._hang_up()
             self._connection = Connection(port)
         if method != "GET":
             self._operating(self.conversation.operation)
@@ -212,8 +213,12 @@ class Crowd:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for reader in self._readers:
             await reader.close()
+        self._hang_up()
+
+    def _hang_up(self) -> None:
         if self._connection is not None:
             self._connection.close()
+            self._connection = None
 
 
 def listing(messages: Sequence[StoredMessage]) -> list[StoredMessage]:

@@ -80,7 +80,7 @@ async def _run_round(
     evidence = Evidence(seed)
     fleet = Fleet(url, size=1, settings=settings, evidence=evidence, random=Random(seed))
     streams = CuttingProxy(fleet.port, seed=f"{seed}:streams", cut_share=0.97, marks=STREAM_MARKS)
-    requests = CuttingProxy(fleet.port, seed=f"{seed}:requests", cut_share=0.2)
+    requests = CuttingProxy(fleet.port, seed=f"{seed}:requests", cut_share=0.25)
     proxies = (streams, requests)
     truth = Witness(url)
     enough = asyncio.Event()

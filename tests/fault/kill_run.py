@@ -26,6 +26,7 @@ from witness import SQLITE_PREFIX, Witness, copy_of
 CROWDS = 8
 WAIT_S_MAX = 1.2  # for the moment that was chosen; then the kill comes anyway
 WORK_S_MAX = 1.0
+START_S_MAX = 2.0
 FINISH_S_MAX = 120.0
 LEASE_S = 1.0
 FREEZE_S_MAX = 2.5
@@ -130,7 +131,7 @@ class KillRun:
         await self._fleet.kill(0)
         await self._look_at_remains()
         if moment == "while starting":
-            came_up = await self._fleet.start_and_kill(0, self._random.uniform(0, 1.2))
+            came_up = await self._fleet.start_and_kill(0, self._random.uniform(0, START_S_MAX))
             self.evidence.counts["kills while starting, when it was up"] += came_up
             await self._look_at_remains()
         await self._fleet.start(0)
