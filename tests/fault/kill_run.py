@@ -135,13 +135,14 @@ class KillRun:
             self.evidence.counts["kills while starting, when it was up"] += came_up
             await self._look_at_remains()
         await self._fleet.start(0)
-        await self._truth.open()
+        if not self._truth.is_open:
+            await self._truth.open()
 
     async def _look_at_remains(self) -> None:
-        await self._truth.close()
         if self._truth.sqlite_path is None:
             remains = await Witness(self._url).open()
         else:
+            await self._truth.close()
             remains = await copy_of(self._truth, self._folder)
         try:
             await self._take_census(remains)
