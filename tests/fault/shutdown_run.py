@@ -17,7 +17,9 @@ from serving import Server
 from verdict import check_whole
 from witness import SQLITE_PREFIX, Witness
 
-EXIT_S_MAX = 10.0  # bounds a hang on a busy machine; the goal of 3 s is measured in tests/benchmarks
+EXIT_S_MAX = (
+    10.0  # bounds a hang on a busy machine; the goal of 3 s is measured in tests/benchmarks
+)
 DESCRIPTORS = 8192
 OPEN_TOGETHER = 50
 CHUNKS = 400
