@@ -62,6 +62,13 @@ def _parse() -> Namespace:
     parser.add_argument(
         "--database", metavar="URL", help="an empty database (default: SQLite files)"
     )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting of the servers that are killed, such as tail_bytes_max=1",
+    )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     arguments = parser.parse_args()
     chosen = (arguments.cuts, arguments.kills, arguments.takeovers, arguments.streams)
@@ -74,15 +81,17 @@ def _parse() -> Namespace:
 
 def _runs(arguments: Namespace) -> list[tuple[str, int, Run]]:
     seed, url = str(arguments.seed), arguments.database
+    settings = dict(pair.split("=", 1) for pair in arguments.set)
 
     def cuts(folder: Path, show: Show) -> Awaitable[dict[str, Any]]:
         return run_cuts(cuts=arguments.cuts, seed=seed, folder=folder, url=url, show=show)
 
     def kills(folder: Path, show: Show) -> Awaitable[dict[str, Any]]:
-        return KillRun(seed=seed, folder=folder, url=url).run(arguments.kills, show)
+        run = KillRun(seed=seed, folder=folder, url=url, settings=settings)
+        return run.run(arguments.kills, show)
 
     def takeovers(folder: Path, show: Show) -> Awaitable[dict[str, Any]]:
-        run = KillRun(seed=seed, folder=folder, url=url, servers=2)
+        run = KillRun(seed=seed, folder=folder, url=url, servers=2, settings=settings)
         return run.run(arguments.takeovers, show)
 
     def streams(folder: Path, show: Show) -> Awaitable[dict[str, Any]]:
