@@ -28,6 +28,7 @@ from contextd.service import (
     Contexts,
     Ledger,
     Messages,
+    Producers,
     Records,
     Recovery,
     Service,
@@ -72,9 +73,10 @@ class Contextd:
         self.gate = make_application(settings, service, turns, reader, providers)
 
     def farewell(self) -> None:
-        """Ends every stream cleanly; called on the loop when the process is told to stop."""
+        """Ends streams and open bodies cleanly; called on the loop when the process has to stop."""
         self.gate.closing = True
         self.service.ledger.hub.close_all()
+        self.service.producers.closing.set()
 
 
 def now_ms() -> int:
@@ -151,6 +153,7 @@ async def running(
         await turns.recover()
         background += [
             asyncio.create_task(turns.keep(), name="turns-keep"),
+            asyncio.create_task(service.producers.keep(), name="producers-keep"),
             asyncio.create_task(service.streams.keep_in_step(), name="streams-keep-in-step"),
             asyncio.create_task(service.contexts.keep_purged(), name="contexts-keep-purged"),
         ]
@@ -221,6 +224,13 @@ def make_service(
         records=Records(reader),
         steps=steps,
         recovery=Recovery(ledger, steps, lease_ms=lease_ms),
+        producers=Producers(
+            ledger,
+            reader,
+            steps,
+            silence_ms=round(settings.producer_silence_s * 1000),
+            metadata_bytes_max=settings.metadata_bytes_max,
+        ),
         streams=Streams(ledger, reader, streams_max=settings.streams_max, poll_s=settings.poll_s),
     )
 

@@ -55,6 +55,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     history_bytes_max: Bytes = 4 * 1024 * 1024
     queue_max: Annotated[int, Meta(ge=1, le=10_000)] = 100
 
+    # Producers (§7).
+    producer_silence_s: Annotated[float, Meta(ge=0.1, le=31_536_000)] = 120.0
+    batch_chunks_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 1000
+    line_bodies_max: Count = 1000
+
     # Signals (§4).
     heartbeat_s: Annotated[float, Meta(ge=5, le=60)] = 15.0
     throttle_ms: Annotated[int, Meta(ge=0, le=1000)] = 100

@@ -49,10 +49,11 @@ from contextd.provider import (
 from contextd.service import Ledger, Recovery, Steps, TurnListener, TurnLostError, TurnView
 from contextd.service.recovery import RESPONDING
 from contextd.settings import Settings
-from contextd.store.edit import StartedTurn
+from contextd.store.appends import utf8_bytes
+from contextd.store.notices import StartedTurn
 from contextd.store.reader import Reader
 from contextd.store.tail import LiveMessage
-from contextd.store.writer import Unconfirmed, utf8_bytes
+from contextd.store.writer import Unconfirmed
 
 log = structlog.get_logger(__name__)
 
@@ -365,17 +366,17 @@ class Turns(TurnListener):
                 lambda: self._steps.open_message(turn, kind=kind, texts=texts)
             )
             return
-        await self._append(turn, live, texts, expected=live.head)
+        await self._append(turn, live, texts, first=live.head + 1)
 
     async def _append(
-        self, turn: StartedTurn, live: LiveMessage, texts: list[str], expected: int
+        self, turn: StartedTurn, live: LiveMessage, texts: list[str], first: int
     ) -> None:
         try:
-            await self._ledger.append(live, fence=turn.fence, texts=texts, expected=expected)
+            await self._ledger.append(live, fence=turn.fence, texts=texts, first=first)
         except Overloaded:
-            # Stored or not, with the head that it follows it can be said again.
+            # Stored or not, with its first sequence it can be said again.
             await asyncio.sleep(STORE_RETRY_S)
-            await self._append(turn, live, texts, expected)
+            await self._append(turn, live, texts, first)
 
     def _note(self, reply: Reply, event: Event) -> None:
         match event:

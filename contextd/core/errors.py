@@ -20,6 +20,7 @@ class ContextdError(Exception):
 
     code: ClassVar[str]
     title: ClassVar[str]
+    index = 0  # which of several chunks was refused
 
     def __init__(self, detail: str, **facts: Any) -> None:
         super().__init__(detail)
@@ -152,15 +153,44 @@ class StaleProducer(ContextdError):
         super().__init__(f"The message belongs to epoch {epoch} now.", epoch=epoch)
 
 
+class SequenceGap(ContextdError):
+    """Chunks are missing before this one, or before the end that was named."""
+
+    code = "sequence_gap"
+    title = "Chunks are missing"
+
+    def __init__(self, expected_sequence: int) -> None:
+        detail = f"The next chunk to be stored is {expected_sequence}."
+        super().__init__(detail, expected_sequence=expected_sequence)
+
+
+class SequenceConflict(ContextdError):
+    """Another text is stored at this sequence, or chunks beyond the end that was named."""
+
+    code = "sequence_conflict"
+    title = "Something else is stored there"
+
+    def __init__(self, sequence: int) -> None:
+        super().__init__(f"Chunk {sequence} is stored with another text.", sequence=sequence)
+
+
 class PayloadTooLarge(ContextdError):
-    """The body is larger than the limit."""
+    """The body, or a part of it, is larger than the limit."""
 
     code = "payload_too_large"
     title = "Too large"
 
-    def __init__(self, limit_bytes: int) -> None:
-        detail = f"The limit is {limit_bytes} bytes."
+    def __init__(self, limit_bytes: int, what: str = "") -> None:
+        detail = f"The limit is {limit_bytes} bytes{what and ' for '}{what}."
         super().__init__(detail, limit_bytes=limit_bytes)
+
+
+class TooManyChunks(PayloadTooLarge):
+    """More chunks came in one batch than the limit."""
+
+    def __init__(self, limit_chunks: int) -> None:
+        detail = f"The limit is {limit_chunks} chunks in one request."
+        ContextdError.__init__(self, detail, limit_chunks=limit_chunks)
 
 
 class UnsupportedMediaType(ContextdError):

@@ -41,8 +41,8 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens as the model's server counted them."""
 
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: Annotated[int, msgspec.Meta(ge=0)] = 0
+    completion_tokens: Annotated[int, msgspec.Meta(ge=0)] = 0
 
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(
@@ -83,6 +83,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     stats: MessageStats | None
     created_at: Timestamp
     completed_at: Timestamp | None
+    epoch: int | msgspec.UnsetType = msgspec.UNSET  # of a produced message (§7)
     content: str | msgspec.UnsetType = msgspec.UNSET
     content_sequence: int | msgspec.UnsetType = msgspec.UNSET
 

@@ -7,7 +7,8 @@ from litestar import Litestar
 from litestar.datastructures import State
 from litestar.di import Provide
 
-from contextd.http import contexts, health, messages, openapi, turns
+from contextd.http import contexts, health, messages, openapi, producing, turns
+from contextd.http.append import AppendChunks
 from contextd.http.bare import BareRoutes
 from contextd.http.content import PullContent
 from contextd.http.gate import Gate
@@ -18,7 +19,13 @@ from contextd.service import Service
 from contextd.settings import Settings
 from contextd.store.reader import Reader
 
-ROUTERS = (contexts.router, messages.router, turns.router, health.router)
+HANDLERS = (
+    *contexts.HANDLERS,
+    *messages.HANDLERS,
+    *producing.HANDLERS,
+    *turns.HANDLERS,
+    *health.HANDLERS,
+)
 
 
 def make_application(
@@ -35,11 +42,12 @@ def make_application(
         "content": service.content,
         "records": service.records,
         "steps": service.steps,
+        "producers": service.producers,
     }
     dependencies = {name: _given(room) for name, room in rooms.items()}
-    document = openapi.make_document(ROUTERS, dependencies, providers)
+    document = openapi.make_document(HANDLERS, dependencies, providers)
     litestar = Litestar(
-        route_handlers=[*ROUTERS, openapi.get_document],
+        route_handlers=[*HANDLERS, openapi.get_document],
         dependencies=dependencies,
         exception_handlers=EXCEPTION_HANDLERS,
         guards=[check_request],
@@ -62,6 +70,7 @@ def make_application(
         litestar,
         content=PullContent(service.content),
         stream=StreamSignals(service.streams, settings),
+        append=AppendChunks(service.producers, settings),
         methods=openapi.methods_of(document),
     )
     return Gate(

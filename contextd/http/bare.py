@@ -1,4 +1,4 @@
-"""The two hot routes, beside Litestar: the pull and the stream.
+"""The three hot routes, beside Litestar: the pull, the stream and the append.
 
 They are bare ASGI applications. Litestar has `@asgi` handlers for that, but in 2.25 it cannot route
 one whose path has parameters (a KeyError on the method), so they are matched here, before it.
@@ -18,14 +18,15 @@ from contextd.http.problems import send_problem
 log = structlog.get_logger(__name__)
 
 _PATH = re.compile(
-    "/contexts/(?P<context_id>[^/]+)/(?:stream|messages/(?P<message_id>[^/]+)/content)"
+    "/contexts/(?P<context_id>[^/]+)/(?:stream|messages/(?P<message_id>[^/]+)/(content|chunks))"
 )
 
 
 class BareRoute(Protocol):
     """A route that reads its scope and writes its answer by itself."""
 
-    methods: str
+    methods: str  # that it answers
+    allow: str  # that its path answers
 
     async def __call__(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
         """Raises `ContextdError` before it has answered, or not at all."""
@@ -33,7 +34,7 @@ class BareRoute(Protocol):
 
 
 class BareRoutes:
-    """Passes two paths to their routes and everything else to the application."""
+    """Passes some paths to their routes and everything else to the application."""
 
     def __init__(
         self,
@@ -41,12 +42,14 @@ class BareRoutes:
         *,
         content: BareRoute,
         stream: BareRoute,
+        append: BareRoute,
         methods: Sequence[tuple[re.Pattern[str], str]],
     ) -> None:
         """`methods`: for each path of the whole server a pattern and what `Allow` says there."""
         self._app = app
         self._content = content
         self._stream = stream
+        self._append = append
         self._methods = methods
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,13 +64,18 @@ class BareRoutes:
         if found is None:
             await self._app(scope, receive, send)
             return
-        context_id, message_id = found.groups()
+        context_id, message_id, what = found.groups()
+        scope["path_params"] = {"context_id": context_id}
         if message_id is None:
-            scope["path_params"] = {"context_id": context_id}
             await _answer(self._stream, scope, receive, send)
-        else:
-            scope["path_params"] = {"context_id": context_id, "message_id": message_id}
+            return
+        scope["path_params"]["message_id"] = message_id
+        if what == "content":
             await _answer(self._content, scope, receive, send)
+        elif scope["method"] == "GET":
+            await self._app(scope, receive, send)  # the chunks one by one
+        else:
+            await _answer(self._append, scope, receive, send)
 
     async def _answer_options(self, scope: HTTPScope, send: Send) -> None:
         """Litestar names only the method that it met first on a path."""
@@ -83,7 +91,7 @@ class BareRoutes:
 async def _answer(route: BareRoute, scope: HTTPScope, receive: Receive, send: Send) -> None:
     if scope["method"] not in route.methods:
         refusal = MethodNotAllowed(f"{scope['method']} is not possible here.")
-        await send_problem(send, refusal, {"allow": route.methods})
+        await send_problem(send, refusal, {"allow": route.allow})
         return
     started = False
 

@@ -37,6 +37,7 @@ class PullContent:
     """Answers GET and HEAD of `/contexts/{context_id}/messages/{message_id}/content`."""
 
     methods = "GET, HEAD"
+    allow = "GET, HEAD"
 
     def __init__(self, content: Content) -> None:
         self._content = content

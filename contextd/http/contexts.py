@@ -2,13 +2,13 @@
 
 from typing import Annotated
 
-from litestar import Response, Router, delete, get, patch, post
+from litestar import Response, delete, get, patch, post
 from litestar.di import NamedDependency
 from litestar.params import Body, FromPath, JSONBody, QueryParameter
 
 from contextd.core.context import Context, ContextPage, ContextPatch, ContextRequest
 from contextd.core.machine import State
-from contextd.http.documented import Limit, PlaceCursor, also, refuses
+from contextd.http.documented import Limit, PlaceCursor, also, refuses, tagged
 from contextd.service import Contexts
 
 
@@ -64,8 +64,6 @@ async def delete_context(contexts: NamedDependency[Contexts], context_id: FromPa
     await contexts.delete(context_id)
 
 
-router = Router(
-    path="/",
-    tags=["contexts"],
-    route_handlers=[create_context, list_contexts, get_context, patch_context, delete_context],
+HANDLERS = tagged(
+    "contexts", create_context, list_contexts, get_context, patch_context, delete_context
 )

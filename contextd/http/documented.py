@@ -3,6 +3,7 @@
 from typing import Annotated
 
 import msgspec
+from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import QueryParameter
 
@@ -48,7 +49,7 @@ _DESCRIPTIONS = {
     403: "forbidden",
     404: "Not found: no such context, message, branch, turn or path",
     405: "method_not_allowed",
-    409: "id_taken, illegal_transition or context_busy",
+    409: "A conflict with what is there; `code` says which",
     413: "payload_too_large",
     415: "unsupported_media_type",
     429: "queue_full",
@@ -75,3 +76,10 @@ def refuses(*statuses: int) -> dict[int, ResponseSpec]:
         )
         for status in sorted({*statuses, 400, 403, 503})
     }
+
+
+def tagged(tag: str, *handlers: HTTPRouteHandler) -> tuple[HTTPRouteHandler, ...]:
+    """Handlers as one chapter of the document. (A `Router` each could not share their paths.)"""
+    for handler in handlers:
+        handler.tags = [tag]
+    return handlers

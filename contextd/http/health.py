@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Literal, Protocol
 
 import msgspec
-from litestar import MediaType, Response, Router, get
+from litestar import MediaType, Response, get
 from litestar.datastructures import State
 from litestar.openapi.datastructures import ResponseSpec
 from prometheus_client import CollectorRegistry, generate_latest
@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from contextd.core.errors import Overloaded
-from contextd.http.documented import refuses
+from contextd.http.documented import refuses, tagged
 from contextd.service import Service
 
 
@@ -111,4 +111,4 @@ async def metrics(state: State) -> Response[bytes]:
     )
 
 
-router = Router(path="/", tags=["operation"], route_handlers=[live, ready, metrics])
+HANDLERS = tagged("operation", live, ready, metrics)

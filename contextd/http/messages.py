@@ -2,13 +2,13 @@
 
 from typing import Annotated
 
-from litestar import Response, Router, get, post
+from litestar import Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody, QueryParameter
 
 from contextd.core.message import ChunkPage, Message, MessagePage, SendAnswer, SendRequest
 from contextd.core.values import ID_PATTERN, SEQUENCE_MAX
-from contextd.http.documented import Limit, PlaceCursor, Position, also, refuses
+from contextd.http.documented import Limit, PlaceCursor, Position, also, refuses, tagged
 from contextd.service import Content, Messages
 
 
@@ -79,8 +79,4 @@ async def list_chunks(
     return await content.chunks(context_id, message_id, start=from_sequence, limit=limit)
 
 
-router = Router(
-    path="/",
-    tags=["messages"],
-    route_handlers=[send_message, list_messages, get_message, list_chunks],
-)
+HANDLERS = tagged("messages", send_message, list_messages, get_message, list_chunks)

@@ -10,22 +10,24 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
 import msgspec
-from litestar import Litestar, MediaType, Response, Router, get, head
+from litestar import Litestar, MediaType, Response, get, head, post
 from litestar.datastructures import ResponseHeader, State
 from litestar.di import Provide
+from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.plugins import JsonRenderPlugin
-from litestar.params import FromPath, QueryParameter
+from litestar.params import FromPath, JSONBody, QueryParameter
 
 from contextd import __version__
-from contextd.core import context, machine, message, turn
+from contextd.core import context, machine, message, producing, turn
 from contextd.core.message import Pull
+from contextd.core.producing import AppendAnswer, AppendRequest
 from contextd.core.signal import Signal
 from contextd.core.values import SEQUENCE_MAX
 from contextd.http import documented, health, turns
 from contextd.http.content import WAIT_S_MAX
-from contextd.http.documented import Position, refuses
+from contextd.http.documented import Position, refuses, tagged
 
 _End = Annotated[
     int | None,
@@ -76,6 +78,18 @@ async def head_content(
     raise AssertionError("only described, never called")
 
 
+@post(
+    "/contexts/{context_id:str}/messages/{message_id:str}/chunks",
+    responses=refuses(400, 404, 409, 413, 415, 503),
+    status_code=200,
+)
+async def append_chunks(
+    context_id: FromPath[str], message_id: FromPath[str], data: JSONBody[AppendRequest]
+) -> AppendAnswer:
+    """Stores chunks of a produced message, each once: a batch, one, or lines as they come."""
+    raise AssertionError("only described, never called")
+
+
 @get(
     "/contexts/{context_id:str}/stream",
     media_type="text/event-stream",
@@ -92,6 +106,7 @@ async def stream_signals(
     raise AssertionError("only described, never called")
 
 
+_DESCRIBED = tagged("content", pull_content, head_content, append_chunks, stream_signals)
 _CONFIG = OpenAPIConfig(
     title="contextd",
     version=__version__,
@@ -103,14 +118,13 @@ _CONFIG = OpenAPIConfig(
 
 
 def make_document(
-    routers: Sequence[Router], dependencies: Mapping[str, Provide], providers: Sequence[str]
+    handlers: Sequence[HTTPRouteHandler],
+    dependencies: Mapping[str, Provide],
+    providers: Sequence[str],
 ) -> dict[str, Any]:
-    """The document of these routers and of the routes that are only described here."""
-    described = Router(
-        path="/", tags=["content"], route_handlers=[pull_content, head_content, stream_signals]
-    )
+    """The document of these handlers and of the routes that are only described here."""
     app = Litestar(
-        route_handlers=[*routers, described, get_document],
+        route_handlers=[*handlers, *_DESCRIBED, get_document],
         dependencies=dependencies,
         openapi_config=_CONFIG,
         logging_config=None,
@@ -124,6 +138,8 @@ def make_document(
         document["paths"][path][method]["requestBody"]["required"] = False
     for path, forms in _FORMS.items():
         document["paths"][path]["get"]["responses"]["200"]["content"] = forms
+    schemas["AppendRequest"] = _either(schemas["AppendRequest"])
+    document["paths"][_CHUNKS]["post"]["requestBody"]["content"]["application/x-ndjson"] = _LINES
     for path_item in document["paths"].values():
         for operation in path_item.values():
             _tell_the_truth(operation)
@@ -149,14 +165,19 @@ _FORMS = {
         turns.MERMAID: _TEXT,
     },
 }
-_BODY_OPTIONAL = (("/contexts", "post"), ("/contexts/{context_id}/cancel", "post"))
+_CHUNKS = "/contexts/{context_id}/messages/{message_id}/chunks"
+_BODY_OPTIONAL = (
+    ("/contexts", "post"),
+    ("/contexts/{context_id}/cancel", "post"),
+    ("/contexts/{context_id}/messages/{message_id}/complete", "post"),
+)
 
 
 def _decoder_schemas(described: Mapping[str, Any]) -> dict[str, Any]:
     """The schemas as msgspec, which decodes and encodes the values, has them: limits and all."""
     types = [
         type_
-        for module in (context, message, turn, machine, documented, health)
+        for module in (context, message, producing, turn, machine, documented, health)
         for name, type_ in vars(module).items()
         if name in described and getattr(type_, "__module__", "").startswith("contextd.")
     ]
@@ -174,6 +195,44 @@ def _in_their_own_words(schemas: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _either(schema: dict[str, Any]) -> dict[str, Any]:
+    """A batch, or one chunk: as two schemas, since one cannot say that."""
+    fields = schema["properties"]
+    shared = {"type": "object", "additionalProperties": False}
+    return {
+        "description": schema["description"],
+        "anyOf": [
+            {
+                **shared,
+                "properties": {"epoch": fields["epoch"], "chunks": _present(fields["chunks"])},
+                "required": ["chunks"],
+            },
+            {
+                **shared,
+                "properties": {
+                    "epoch": fields["epoch"],
+                    "content": _present(fields["content"]),
+                    "sequence": fields["sequence"],
+                },
+                "required": ["content"],
+            },
+        ],
+    }
+
+
+def _present(schema: dict[str, Any]) -> dict[str, Any]:
+    """A field that may be left out, where it is given."""
+    (given,) = (choice for choice in schema["anyOf"] if choice != {"type": "null"})
+    found: dict[str, Any] = given
+    return found
+
+
+_LINES = {
+    "schema": {
+        "type": "string",
+        "description": "Lines of JSON: first maybe `epoch`, then chunks, last maybe `complete`.",
+    }
+}
 _EVENT = {
     "type": "object",
     "description": "One server-sent event; `data` is the JSON of a signal.",

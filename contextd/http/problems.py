@@ -28,6 +28,8 @@ from contextd.core.errors import (
     Overloaded,
     PayloadTooLarge,
     QueueFull,
+    SequenceConflict,
+    SequenceGap,
     ShuttingDown,
     StaleProducer,
     TurnNotFound,
@@ -48,6 +50,8 @@ STATUSES: Mapping[type[ContextdError], int] = {
     IdTaken: 409,
     IllegalTransition: 409,
     ContextBusy: 409,
+    SequenceGap: 409,
+    SequenceConflict: 409,
     MessageClosed: 409,
     StaleProducer: 409,
     PayloadTooLarge: 413,
@@ -94,9 +98,13 @@ def problem_response(
 
 
 async def send_problem(
-    send: Send, error: ContextdError, extra: Mapping[str, str] | None = None
+    send: Send,
+    error: ContextdError,
+    extra: Mapping[str, str] | None = None,
+    *,
+    last: bool = True,
 ) -> None:
-    """A refusal where no framework stands between."""
+    """A refusal where no framework stands between. `last` false: the caller ends the answer."""
     status, body, headers = problem(error)
     headers |= {
         "content-type": PROBLEM_MEDIA_TYPE,
@@ -106,7 +114,7 @@ async def send_problem(
     }
     fields = [(name.encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": status, "headers": fields})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
+    await send({"type": "http.response.body", "body": body, "more_body": not last})
 
 
 def _on_refusal(_: Request[Any, Any, Any], error: ContextdError) -> Response[bytes]:

@@ -91,6 +91,12 @@ def check_path(path_params: Mapping[str, Any]) -> None:
             raise missing(name, str(value))
 
 
+def _check_new_id(path_params: Mapping[str, Any]) -> None:
+    """The id of something that is to be made is not missing when it is wrong, but wrong."""
+    if not _ID.fullmatch(str(path_params["message_id"])):
+        raise InvalidRequest.of("message_id", "must be 1 to 64 of A-Z a-z 0-9 _ . : -")
+
+
 def missing(name: str, value: str) -> ContextdError:
     """The 404 for a path parameter."""
     known = _MISSING.get(name)
@@ -106,6 +112,8 @@ async def check_request(
     """
     if not isinstance(handler, HTTPRouteHandler):
         return
+    if handler.http_methods == {"PUT"}:
+        _check_new_id(connection.path_params)
     check_path(connection.path_params)
     raw = connection.scope["query_string"]
     if raw:

@@ -43,6 +43,7 @@ class StreamSignals:
     """Answers GET of `/contexts/{context_id}/stream` until the reader goes or the stream ends."""
 
     methods = "GET"
+    allow = "GET"
 
     def __init__(self, streams: Streams, settings: Settings) -> None:
         self._streams = streams

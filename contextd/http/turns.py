@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from litestar import Request, Response, Router, get, post
+from litestar import Request, Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import Body, FromPath
 
@@ -15,7 +15,7 @@ from contextd.core.turn import (
     Turn,
     TurnPage,
 )
-from contextd.http.documented import Cursor, Limit, refuses
+from contextd.http.documented import Cursor, Limit, refuses, tagged
 from contextd.service import Records, Steps
 
 MERMAID = "text/vnd.mermaid"
@@ -92,16 +92,6 @@ async def get_machine(
     return Response(machine.describe(), headers={"vary": "Accept"})
 
 
-router = Router(
-    path="/",
-    tags=["turns"],
-    route_handlers=[
-        list_turns,
-        get_turn,
-        cancel_turn,
-        cancel,
-        retry,
-        list_transitions,
-        get_machine,
-    ],
+HANDLERS = tagged(
+    "turns", list_turns, get_turn, cancel_turn, cancel, retry, list_transitions, get_machine
 )

@@ -4,6 +4,7 @@ from contextd.service.content import Content
 from contextd.service.contexts import Contexts
 from contextd.service.ledger import Ledger, TurnListener
 from contextd.service.messages import Messages
+from contextd.service.producers import Producers
 from contextd.service.records import Records
 from contextd.service.recovery import Recovery
 from contextd.service.steps import Steps, TurnLostError, TurnView
@@ -14,6 +15,7 @@ __all__ = [
     "Contexts",
     "Ledger",
     "Messages",
+    "Producers",
     "Records",
     "Recovery",
     "Service",
@@ -38,6 +40,7 @@ class Service:
         records: Records,
         steps: Steps,
         recovery: Recovery,
+        producers: Producers,
         streams: Streams,
     ) -> None:
         self.ledger = ledger
@@ -47,4 +50,5 @@ class Service:
         self.records = records
         self.steps = steps
         self.recovery = recovery
+        self.producers = producers
         self.streams = streams

@@ -5,6 +5,7 @@ in commit order, the tail gets the chunks first and the hub the positions second
 follows a signal always finds the text.
 """
 
+from asyncio import Future
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TypeVar
@@ -16,9 +17,11 @@ from contextd.core.errors import Overloaded
 from contextd.core.message import MessageStatus
 from contextd.signals.frames import Closing, Head, Standing
 from contextd.signals.hub import Hub
-from contextd.store.edit import ContextEdit, LostRaceError, Notice, OpenedMessage, StartedTurn
+from contextd.store.appends import Appended
+from contextd.store.edit import ContextEdit, LostRaceError
+from contextd.store.notices import Notice, OpenedMessage, StartedTurn
 from contextd.store.tail import LiveMessage, Tail
-from contextd.store.writer import Appended, Writer
+from contextd.store.writer import Writer
 
 log = structlog.get_logger(__name__)
 
@@ -85,25 +88,39 @@ class Ledger:
                 log.info("another process changed the context first", context_id=context_id)
         raise Overloaded("Other processes change this context all the time.")
 
-    async def append(
-        self, live: LiveMessage, *, fence: int, texts: Sequence[str], expected: int | None = None
-    ) -> int:
-        """Appends chunks to an open message; returns its head once they are durable.
+    def append(
+        self,
+        live: LiveMessage,
+        *,
+        fence: int | None,
+        texts: Sequence[str],
+        first: int | None = None,
+        sizes: Sequence[int] | None = None,
+        sequences: Sequence[int | None] | None = None,
+    ) -> Future[Appended]:
+        """Appends chunks to an open message; resolves, with its head, once they are durable.
 
-        With `expected`, the head that the caller knows, it may be tried again. Raises
-        `MessageClosed` or `StaleProducer`: who writes must stop.
+        The arguments, and what it raises, are those of `Writer.append`. With `first` it may be tried
+        again. After `MessageClosed` or `StaleProducer` who writes must stop.
         """
-        appended = await self.writer.append(
+        return self.writer.append(
             live.message_key,
             fence=fence,
             texts=texts,
             after=partial(self._tell_appended, live),
-            expected=expected,
+            first=first,
+            sizes=sizes,
+            sequences=sequences,
         )
-        return appended.head
 
-    def _tell_appended(self, live: LiveMessage, texts: Sequence[str], appended: Appended) -> None:
-        self.tail.extend(live, texts, appended.ends)
+    def _tell_appended(self, live: LiveMessage, appended: Appended) -> None:
+        self.tail.extend(
+            live,
+            appended.texts,
+            appended.ends,
+            head=appended.head,
+            start_bytes=appended.start_bytes,
+        )
         self.hub.publish_head(
             Head(
                 context_id=live.context_id,
@@ -168,11 +185,12 @@ class Ledger:
             role=opened.role,
             kind=opened.kind,
             opened_revision=revision,
+            produced=opened.produced,
         )
         self.tail.add(live)
         if opened.texts:
             self.writer.chunks_written += len(opened.texts)
-            self.tail.extend(live, opened.texts, opened.ends)
+            self.tail.extend(live, opened.texts, opened.ends, head=len(opened.texts))
         live.status = opened.status
         if opened.status is MessageStatus.STREAMING:
             self.hub.publish_head(

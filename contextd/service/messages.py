@@ -162,12 +162,20 @@ class Messages:
         on_busy = request.on_busy or edit.row.on_busy
         if on_busy == "reject":
             raise ContextBusy(edit.state)
-        if on_busy == "interrupt" and (running := await running_turn(edit)) is not None:
-            await self._steps.cancel_in(edit, running)
+        if on_busy == "interrupt":
+            await self._interrupt(edit)
             return False
         if await queue_length(edit) >= self._queue_max:
             raise QueueFull(f"{self._queue_max} messages are queued already.")
         return True
+
+    async def _interrupt(self, edit: ContextEdit) -> None:
+        """Makes room at once: what was written stays."""
+        running = await running_turn(edit)
+        if running is not None:
+            await self._steps.cancel_in(edit, running)
+        else:
+            await self._steps.stop_producers(edit)
 
     async def _add_turn(
         self, edit: ContextEdit, draft: MessageDraft, *, branch: str, queued: bool, forked: bool

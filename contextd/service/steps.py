@@ -16,7 +16,8 @@ from contextd.core.machine import State, Trigger, advance
 from contextd.core.message import MessageStatus, Problem, Role, Usage
 from contextd.core.turn import CancelAnswer, RetryAnswer, TurnStatus
 from contextd.service.ledger import Ledger
-from contextd.store.edit import ContextEdit, MessageDraft, StartedTurn
+from contextd.store.edit import ContextEdit, MessageDraft
+from contextd.store.notices import StartedTurn
 from contextd.store.tables import AnyRow, database_now_ms, messages, turns
 from contextd.store.tail import LiveMessage
 from contextd.store.writer import Refused
@@ -180,9 +181,13 @@ class Steps:
     # What anybody may do to a turn.
 
     async def cancel(self, context_id: str, turn_id: str | None) -> CancelAnswer:
-        """Ends the running turn, if it is the one that is meant (§6)."""
+        """Ends the running turn, if it is the one that is meant (§6), or what is produced (§7)."""
 
         async def work(edit: ContextEdit) -> CancelAnswer:
+            if edit.state is State.PRODUCING and turn_id is None:
+                await self.stop_producers(edit)
+                await self.start_next(edit)
+                return CancelAnswer(state=edit.state, cancelled_turn_id=None)
             row = await running_turn(edit)
             if row is None or turn_id not in (None, row.id):
                 return CancelAnswer(state=edit.state, cancelled_turn_id=None)
@@ -198,6 +203,11 @@ class Steps:
         await edit.close_messages(await edit.open_rows(turn_id=row.id), MessageStatus.CANCELLED)
         await self._close_turn(edit, row, TurnStatus.CANCELLED, None)
         edit.stopped_turn_ids.append(row.id)
+
+    async def stop_producers(self, edit: ContextEdit) -> None:
+        """Closes what is being produced; a producer hears it at its next write. Starts no turn."""
+        await edit.step(Trigger.CANCEL)
+        await edit.close_messages(await edit.open_rows(), MessageStatus.CANCELLED)
 
     async def cancel_turn(self, context_id: str, turn_id: str) -> CancelAnswer:
         """Like `cancel`, and also takes a queued turn out. Raises `TurnNotFound`."""

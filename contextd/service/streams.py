@@ -108,13 +108,15 @@ class Streams:
                 hub.publish_head(_head(row.context_id, row))
 
     async def _compare_tail(self) -> None:
-        """Forgets messages that another process has closed, so that pulls ask SQL how."""
+        """Forgets messages that another process has closed or written to: pulls ask SQL then."""
         held = self._ledger.tail.streaming()
         for start in range(0, len(held), REPLAY_PAGE):
             page = held[start : start + REPLAY_PAGE]
             still_open = await self._reader.still_open([live.message_key for live in page])
             for live in page:
-                if live.message_key not in still_open and live.status is MessageStatus.STREAMING:
+                head = still_open.get(live.message_key)
+                behind = head is None or (live.produced and live.head < head)
+                if behind and live.status is MessageStatus.STREAMING:
                     self._ledger.tail.drop(live)
 
     def _on_gap(self, context_id: str) -> None:

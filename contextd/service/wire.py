@@ -89,6 +89,7 @@ def message_wire(row: AnyRow, context_id: str) -> Message:
         stats=_struct(row.stats, MessageStats),
         created_at=timestamp(row.created_at),
         completed_at=_moment(row.completed_at),
+        epoch=msgspec.UNSET if row.producer_id is None else row.fence,
     )
 
 

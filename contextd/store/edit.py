@@ -18,6 +18,8 @@ from contextd.core.errors import ContextNotFound
 from contextd.core.machine import REST_STATES, State, Trigger, advance
 from contextd.core.message import TEXT, MessageStats, MessageStatus, Problem, Role, Usage
 from contextd.core.values import JsonObject
+from contextd.store.appends import utf8_bytes
+from contextd.store.notices import ClosedMessage, Notice, OpenedMessage, StartedTurn
 from contextd.store.tables import (
     AnyRow,
     chunks,
@@ -28,57 +30,18 @@ from contextd.store.tables import (
     turns,
 )
 from contextd.store.tree import Tree
-from contextd.store.writer import Refused, utf8_bytes
+from contextd.store.writer import Refused
 
 
 class LostRaceError(Refused):
     """Another process changed the context first. The caller may look again and retry."""
 
 
-class OpenedMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """A message as it was inserted, with the chunks that it began with."""
-
-    key: int
-    id: str
-    role: str
-    kind: str
-    texts: list[str]
-    ends: list[int]
-    status: MessageStatus
-
-
-class ClosedMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """A message at its end."""
-
-    key: int
-    id: str
-    role: str
-    kind: str
-    status: MessageStatus
-    final: int
-
-
-class Notice(msgspec.Struct, kw_only=True):
-    """One change as readers hear of it: its revision, and the levels after it."""
-
-    revision: int
-    record_revision: int
-    state: str
-    opened: list[OpenedMessage] = []
-    closed: list[ClosedMessage] = []
-
-
-class StartedTurn(msgspec.Struct, frozen=True, kw_only=True):
-    """A turn that runs, and by which fence its owner writes."""
-
-    context_id: str
-    id: str
-    key: int
-    fence: int
-
-
 class MessageDraft(msgspec.Struct, frozen=True, kw_only=True):
-    """A message to be inserted. An open one has `status` streaming."""
+    """A message to be inserted. An open one has `status` streaming.
+
+    `fence` guards its appends; a produced one (§7) also has the id of its producer.
+    """
 
     id: str
     role: Role
@@ -89,6 +52,8 @@ class MessageDraft(msgspec.Struct, frozen=True, kw_only=True):
     texts: Sequence[str] = ()
     metadata: JsonObject = {}
     client_metadata: JsonObject = {}
+    media_type: str = "text/plain"
+    producer_id: str | None = None
     payload_hash: str | None = None
     finish_reason: str | None = None
     error: Problem | None = None
@@ -337,7 +302,7 @@ class ContextEdit:
                 kind=draft.kind,
                 status=draft.status.value,
                 final_sequence=len(sizes) if closed else None,
-                media_type="text/plain",
+                media_type=draft.media_type,
                 finish_reason=draft.finish_reason,
                 error=draft.error,
                 metadata=draft.metadata,
@@ -360,6 +325,7 @@ class ContextEdit:
                 bytes=sum(sizes),
                 characters=characters,
                 fence=draft.fence,
+                producer_id=draft.producer_id,
                 written_at=self.now,
             )
         )
@@ -372,6 +338,7 @@ class ContextEdit:
             texts=list(draft.texts),
             ends=ends,
             status=draft.status,
+            produced=draft.producer_id is not None,
         )
         self.notice.opened.append(opened)
         if not draft.superseded:

@@ -38,6 +38,8 @@ MESSAGE_COLUMNS = (
     heads.c.head,
     heads.c.bytes,
     heads.c.characters,
+    heads.c.fence,
+    heads.c.producer_id,
 )
 _WITH_HEAD = messages.join(heads, heads.c.message_key == messages.c.key)
 
@@ -399,13 +401,15 @@ class Reader:
             ).all()
         return rows
 
-    async def still_open(self, keys: Sequence[int]) -> set[int]:
-        """Those of these messages that are open."""
+    async def still_open(self, keys: Sequence[int]) -> dict[int, int]:
+        """The heads of those of these messages that are open."""
         async with self.snapshot() as connection:
             found = await connection.execute(
-                select(heads.c.message_key).where(heads.c.message_key.in_(keys), heads.c.is_open)
+                select(heads.c.message_key, heads.c.head).where(
+                    heads.c.message_key.in_(keys), heads.c.is_open
+                )
             )
-            return set(found.scalars())
+            return dict(found.all())
 
     async def revisions(self, context_ids: Sequence[str]) -> dict[str, int]:
         """The revision of each of these contexts that exists."""

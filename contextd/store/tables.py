@@ -217,7 +217,8 @@ heads = Table(
     Column("head", BigInteger, nullable=False),
     Column("bytes", BigInteger, nullable=False),
     Column("characters", BigInteger, nullable=False),
-    Column("fence", Integer, nullable=False),
+    # Of a turn's message its fence, of a produced one the producer's epoch.
+    Column("fence", Key, nullable=False),
     Column("producer_id", String(64), nullable=True),
     Column("written_at", BigInteger, nullable=False),
 )

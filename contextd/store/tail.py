@@ -10,12 +10,16 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from contextd.core.message import MessageStatus
+from contextd.core.values import SEQUENCE_MAX
 
 _CHUNK_OVERHEAD_BYTES = 96  # a short str, its slot and its offset, so that tiny chunks count too
 
 
 class LiveMessage:
-    """A message's newest committed chunks: those after `base`, up to `head`."""
+    """A message's newest committed chunks: those after `base`, up to `head`.
+
+    A `produced` one may also be written by other processes, so its head here can be behind.
+    """
 
     __slots__ = (
         "base",
@@ -27,6 +31,7 @@ class LiveMessage:
         "message_id",
         "message_key",
         "opened_revision",
+        "produced",
         "role",
         "status",
         "texts",
@@ -41,6 +46,7 @@ class LiveMessage:
         role: str,
         kind: str,
         opened_revision: int,
+        produced: bool = False,
     ) -> None:
         self.context_id = context_id
         self.message_id = message_id
@@ -48,6 +54,7 @@ class LiveMessage:
         self.role = role
         self.kind = kind
         self.opened_revision = opened_revision
+        self.produced = produced
         self.status = MessageStatus.STREAMING
         self.base = 0
         self.base_bytes = 0
@@ -72,14 +79,17 @@ class LiveMessage:
         """Holds nothing up to `head`, whose chunks end at `end_bytes`; what comes next is held."""
         self.head = self.base = head
         self.base_bytes = end_bytes
+        self.texts.clear()
+        self.ends.clear()
 
     def read(self, start: int, end: int, bytes_max: int) -> tuple[int, str] | None:
         """The last sequence and the joined text after `start`, or None where SQL must answer.
 
-        At most `bytes_max` of UTF-8, but always one chunk at least; `end` bounds it inclusively.
+        At most `bytes_max` of UTF-8, but always one chunk at least; `end` bounds it inclusively. Who
+        asks for more than is known here may have heard of it from another process.
         """
         first = start - self.base
-        if first < 0:
+        if first < 0 or start > self.head or self.head < end < SEQUENCE_MAX:
             return None
         last = min(end, self.head) - self.base
         if first >= last:
@@ -114,17 +124,35 @@ class Tail:
         """Starts to hold a message; its chunks come with `extend`."""
         self._messages[live.context_id, live.message_id] = live
 
-    def extend(self, live: LiveMessage, texts: Sequence[str], ends: Sequence[int]) -> None:
-        """Adds chunks that are committed; `ends` are their cumulative UTF-8 bytes."""
+    def extend(
+        self,
+        live: LiveMessage,
+        texts: Sequence[str],
+        ends: Sequence[int],
+        *,
+        head: int,
+        start_bytes: int = 0,
+    ) -> None:
+        """Adds the newest committed chunks of a message, which has `head` with them.
+
+        They start at its byte `start_bytes`; `ends` are their cumulative ends. Where another process,
+        or a commit whose answer was lost, put chunks before them, what is held has to go: it must not
+        have a hole.
+        """
         key = (live.context_id, live.message_id)
-        if self._messages.get(key) is not live:
+        held = self._messages.get(key)
+        if held is None:
             self._messages[key] = live
             self._weight_bytes += live.weight_bytes
-        before = live.ends[-1] if live.ends else live.base_bytes
+        else:
+            live = held  # two requests may have looked the message up at once
+        before = live.weight_bytes
+        if live.head + len(texts) != head:
+            live.skip_to(head - len(texts), start_bytes)
         live.texts.extend(texts)
         live.ends.extend(ends)
-        live.head += len(texts)
-        self._weight_bytes += ends[-1] - before + _CHUNK_OVERHEAD_BYTES * len(texts)
+        live.head = head
+        self._weight_bytes += live.weight_bytes - before
         self._messages.move_to_end(key)
         if self._weight_bytes > self._bytes_max:
             self._shrink()

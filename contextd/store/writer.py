@@ -15,23 +15,14 @@ a whole fails each entry runs again by itself, so that only the guilty one gets 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
-import msgspec
 import structlog
-from sqlalchemy import insert, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from contextd.core.errors import (
-    ContextdError,
-    MessageClosed,
-    MessageNotFound,
-    Overloaded,
-    ShuttingDown,
-    StaleProducer,
-)
-from contextd.store.tables import chunks, heads, messages
+from contextd.core.errors import ContextdError, Overloaded, ShuttingDown
+from contextd.store.appends import Append, Appended, Appender, AppendHook, utf8_bytes
 
 log = structlog.get_logger(__name__)
 
@@ -50,46 +41,6 @@ class Unconfirmed(Overloaded):
     """The connection was lost before the answer: the write is durable, or it is not."""
 
 
-class Appended(msgspec.Struct, frozen=True):
-    """Where an append's chunks are: sequences `head` - len(texts) + 1 to `head`."""
-
-    head: int
-    ends: list[int]
-
-
-class AppendHook(Protocol):
-    """Called after the commit, in commit order; must not raise, block or await."""
-
-    def __call__(self, texts: Sequence[str], appended: Appended) -> None: ...
-
-
-class _Append:
-    __slots__ = ("after", "error", "expected", "fence", "future", "message_key", "result", "texts")
-
-    def __init__(
-        self,
-        message_key: int,
-        fence: int,
-        expected: int | None,
-        texts: Sequence[str],
-        after: AppendHook,
-        future: asyncio.Future[Appended],
-    ) -> None:
-        self.message_key = message_key
-        self.fence = fence
-        self.expected = expected
-        self.texts = texts
-        self.after = after
-        self.future = future
-        self.result: Appended | None = None
-        self.error: BaseException | None = None
-
-    def settle(self) -> None:
-        if self.error is None and self.result is not None:
-            self.after(self.texts, self.result)
-        _resolve(self.future, self.result, self.error)
-
-
 class _Change(Generic[T]):
     __slots__ = ("after", "error", "future", "result", "work")
 
@@ -105,13 +56,12 @@ class _Change(Generic[T]):
         self.result: Any = None
         self.error: BaseException | None = None
 
-    def settle(self) -> None:
+    def tell(self) -> None:
         if self.error is None:
             self.after(self.result)
-        _resolve(self.future, self.result, self.error)
 
 
-_Entry = _Append | _Change[Any]
+_Entry = Append | _Change[Any]
 
 
 def _resolve(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
@@ -122,44 +72,6 @@ def _resolve(future: asyncio.Future[Any], result: Any, error: BaseException | No
         future.set_result(result)
     else:
         future.set_exception(error)
-
-
-def utf8_bytes(value: str) -> int:
-    """The length of `value` in UTF-8."""
-    return len(value) if value.isascii() else len(value.encode())
-
-
-# One statement for all appends of a group. The guard is in it: a row that comes back was written.
-_ADVANCE_HEADS = {
-    "sqlite": text(
-        """UPDATE heads SET head = head + v.n, bytes = bytes + v.b, characters = characters + v.c,
-               written_at = :now
-           FROM (SELECT json_extract(value, '$[0]') AS k, json_extract(value, '$[1]') AS n,
-                        json_extract(value, '$[2]') AS b, json_extract(value, '$[3]') AS c,
-                        json_extract(value, '$[4]') AS f, json_extract(value, '$[5]') AS e
-                 FROM json_each(:rows)) AS v
-           WHERE heads.message_key = v.k AND heads.is_open AND heads.fence = v.f
-                 AND (v.e IS NULL OR heads.head = v.e)
-           RETURNING message_key, head, bytes"""
-    ),
-    # Rows are locked in the order of their keys first: two processes would deadlock otherwise.
-    "postgresql": text(
-        """WITH v AS (SELECT (value->>0)::bigint AS k, (value->>1)::bigint AS n,
-                             (value->>2)::bigint AS b, (value->>3)::bigint AS c,
-                             (value->>4)::integer AS f, (value->>5)::bigint AS e
-                      FROM jsonb_array_elements(CAST(:rows AS jsonb)) AS e(value)),
-                locked AS (SELECT message_key FROM heads JOIN v ON v.k = message_key
-                           ORDER BY message_key FOR UPDATE OF heads)
-           UPDATE heads SET head = head + v.n, bytes = bytes + v.b, characters = characters + v.c,
-                  written_at = :now
-           FROM v JOIN locked ON locked.message_key = v.k
-           WHERE heads.message_key = v.k AND heads.is_open AND heads.fence = v.f
-                 AND (v.e IS NULL OR heads.head = v.e)
-           RETURNING heads.message_key, heads.head, heads.bytes"""
-    ),
-}
-
-_INSERT_CHUNKS = insert(chunks)
 
 
 class Writer:
@@ -173,7 +85,8 @@ class Writer:
         self._wake = asyncio.Event()
         self._closing = False
         self._task: asyncio.Task[None] | None = None
-        self._advance_heads = _ADVANCE_HEADS[engine.dialect.name]
+        self._appender = Appender(engine.dialect)
+        self._chunks_in_group = 0
         self.commits = 0
         self.chunks_written = 0
 
@@ -206,21 +119,36 @@ class Writer:
         self,
         message_key: int,
         *,
-        fence: int,
+        fence: int | None,
         texts: Sequence[str],
         after: AppendHook,
-        expected: int | None = None,
+        sizes: Sequence[int] | None = None,
+        first: int | None = None,
+        sequences: Sequence[int | None] | None = None,
     ) -> asyncio.Future[Appended]:
         """Appends `texts` as chunks of an open message, all or none; resolves when durable.
 
-        `expected` is the head that the caller knows. With it an append may be tried again after an
-        outcome that was lost with the connection: what is stored already is not stored twice.
+        With `fence` only while the message is under it. `first` is the sequence of the first chunk:
+        with it an append may be tried again, and what is stored already is not stored twice. For
+        chunks that do not follow each other `sequences` has one for each (None: the next). `sizes`
+        are their UTF-8 bytes, where the caller knows them.
 
-        Raises `MessageClosed` or `StaleProducer` through the future, and `Overloaded` at once when
-        more than `queue_max` entries wait.
+        Raises `MessageClosed`, `StaleProducer`, `SequenceGap` or `SequenceConflict` through the
+        future, and `Overloaded` at once when more than `queue_max` entries wait.
         """
         future: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
-        self._put(_Append(message_key, fence, expected, texts, after, future))
+        self._put(
+            Append(
+                message_key,
+                fence=fence,
+                first=first,
+                texts=texts,
+                sizes=[utf8_bytes(value) for value in texts] if sizes is None else sizes,
+                sequences=sequences,
+                after=after,
+                future=future,
+            )
+        )
         return future
 
     async def change(
@@ -284,10 +212,11 @@ class Writer:
     def _settle(self, group: Sequence[_Entry]) -> None:
         for entry in group:
             try:
-                entry.settle()
+                entry.tell()
             except Exception as error:
                 log.exception("a hook after a commit failed")
-                _resolve(entry.future, None, error)
+                entry.error = error
+            _resolve(entry.future, entry.result, entry.error)
 
     async def _commit(self, connection: AsyncConnection, group: Sequence[_Entry]) -> None:
         """Runs `group` in one transaction; where one entry may be at fault, each by itself."""
@@ -310,6 +239,7 @@ class Writer:
             transaction = await connection.begin()
         except Exception as error:
             return error
+        self._chunks_in_group = 0
         try:
             await self._execute(connection, group)
         except Exception as error:
@@ -325,15 +255,16 @@ class Writer:
                 await transaction.rollback()
             return error
         self.commits += 1
+        self.chunks_written += self._chunks_in_group
         return None
 
     async def _execute(self, connection: AsyncConnection, group: Sequence[_Entry]) -> None:
-        appends = [entry for entry in group if isinstance(entry, _Append)]
+        appends = [entry for entry in group if isinstance(entry, Append)]
         for entry in group:
             if isinstance(entry, _Change):
                 await self._execute_change(connection, entry, alone=len(group) == 1)
-        while appends:
-            appends = await self._execute_appends(connection, appends)
+        if appends:
+            self._chunks_in_group = await self._appender.run(connection, appends, self._clock_ms())
 
     async def _execute_change(
         self, connection: AsyncConnection, change: _Change[Any], *, alone: bool
@@ -346,120 +277,6 @@ class Writer:
                 change.result = await change.work(connection)
         except (ContextdError, Refused) as error:
             change.error = error
-
-    async def _execute_appends(
-        self, connection: AsyncConnection, appends: Sequence[_Append]
-    ) -> list[_Append]:
-        """Writes the appends; returns those left over for another round.
-
-        All of a message go together, under one fence and after one expected head; one with its own
-        waits for the next round.
-        """
-        by_message: dict[int, list[_Append]] = {}
-        left_over: list[_Append] = []
-        for entry in appends:
-            entries = by_message.setdefault(entry.message_key, [])
-            alike = not entries or (entries[0].fence, None) == (entry.fence, entry.expected)
-            if not alike:
-                left_over.append(entry)
-            else:
-                entries.append(entry)
-        sizes = {
-            key: [[utf8_bytes(value) for value in entry.texts] for entry in entries]
-            for key, entries in by_message.items()
-        }
-        rows = [
-            [
-                key,
-                sum(len(entry.texts) for entry in entries),
-                sum(sum(size) for size in sizes[key]),
-                sum(len(value) for entry in entries for value in entry.texts),
-                entries[0].fence,
-                entries[0].expected,
-            ]
-            for key, entries in sorted(by_message.items())
-        ]
-        now = self._clock_ms()
-        written = await connection.execute(
-            self._advance_heads, {"rows": msgspec.json.encode(rows).decode(), "now": now}
-        )
-        chunk_rows: list[dict[str, Any]] = []
-        for key, head, end in written.all():
-            _number(by_message.pop(key), sizes[key], head, end, now, chunk_rows)
-        if chunk_rows:
-            await connection.execute(_INSERT_CHUNKS, chunk_rows)
-            self.chunks_written += len(chunk_rows)
-        for entries in by_message.values():
-            await _refuse(connection, entries)
-        return left_over
-
-
-def _number(
-    entries: Sequence[_Append],
-    sizes: Sequence[Sequence[int]],
-    head: int,
-    end: int,
-    now: int,
-    chunk_rows: list[dict[str, Any]],
-) -> None:
-    """Gives the entries of one message their sequences, now that its head has moved to `head`."""
-    sequence = head - sum(len(entry.texts) for entry in entries)
-    end -= sum(sum(size) for size in sizes)
-    for entry, entry_sizes in zip(entries, sizes, strict=True):
-        ends = []
-        for content, size in zip(entry.texts, entry_sizes, strict=True):
-            sequence += 1
-            end += size
-            ends.append(end)
-            chunk_rows.append(
-                {
-                    "message_key": entry.message_key,
-                    "sequence": sequence,
-                    "content": content,
-                    "end_bytes": end,
-                    "created_at": now,
-                }
-            )
-        entry.result = Appended(sequence, ends)
-
-
-async def _refuse(connection: AsyncConnection, entries: Sequence[_Append]) -> None:
-    """Says why appends to one message were not taken, unless they are stored already."""
-    row = (
-        await connection.execute(
-            select(heads.c.is_open, heads.c.head, heads.c.fence, messages.c.status)
-            .join(messages, messages.c.key == heads.c.message_key)
-            .where(heads.c.message_key == entries[0].message_key)
-        )
-    ).one_or_none()
-    for entry in entries:
-        if row is None:
-            entry.error = MessageNotFound("")
-        elif entry.expected is not None and row.fence == entry.fence:
-            entry.result = await _stored_before(connection, entry)
-        if entry.result is None and row is not None:
-            entry.error = (
-                StaleProducer(row.fence)
-                if row.is_open
-                else MessageClosed(message_status=row.status, final_sequence=row.head)
-            )
-
-
-async def _stored_before(connection: AsyncConnection, entry: _Append) -> Appended | None:
-    """Where the chunks of an append are, if an earlier try of it was committed after all."""
-    expected = entry.expected or 0
-    rows = (
-        await connection.execute(
-            select(chunks.c.content, chunks.c.end_bytes)
-            .where(chunks.c.message_key == entry.message_key)
-            .where(chunks.c.sequence > expected)
-            .where(chunks.c.sequence <= expected + len(entry.texts))
-            .order_by(chunks.c.sequence)
-        )
-    ).all()
-    if [row.content for row in rows] != list(entry.texts):
-        return None
-    return Appended(expected + len(rows), [row.end_bytes for row in rows])
 
 
 def _translate(error: Exception) -> Exception:

@@ -11,9 +11,8 @@ from typing import Any
 
 import msgspec
 import uvloop
-from sqlalchemy import insert
-from sqlalchemy.ext.asyncio import AsyncConnection
 
+from benchmarks.bare_commits import TEXT, Append, BareLoop, per_second
 from benchmarks.figures import Goal, Round, Row, make_row
 from benchmarks.opening import LEASE_S, open_message
 from benchmarks.processes import answer
@@ -21,17 +20,12 @@ from benchmarks.scale import Scale
 from contextd.app import GC_THRESHOLDS, running
 from contextd.service import Ledger
 from contextd.settings import Settings
-from contextd.store.edit import StartedTurn
+from contextd.store.notices import StartedTurn
 from contextd.store.engines import make_engines
-from contextd.store.tables import chunks
 from contextd.store.tail import LiveMessage
 from contextd.store.upgrade import upgrade
-from contextd.store.writer import GROUP_MAX
 
 WRITERS = 64
-TEXT = "0123456789abcdefghij"
-
-Append = Callable[[int], Awaitable[object]]
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -55,61 +49,6 @@ def measure(scale: Scale) -> Row:
     )
 
 
-class BareLoop:
-    """Group commit and nothing else: no head, no fence, no refusal, no tail and no signals."""
-
-    def __init__(self, connection: AsyncConnection) -> None:
-        self._connection = connection
-        self._queue: list[tuple[dict[str, Any], asyncio.Future[None]]] = []
-        self._wake = asyncio.Event()
-        self._sequences = [0] * WRITERS
-        self._insert = insert(chunks)
-
-    def append(self, writer: int) -> asyncio.Future[None]:
-        """Resolves when the writer's next chunk is durable."""
-        sequence = self._sequences[writer] = self._sequences[writer] + 1
-        row = {
-            "message_key": writer,
-            "sequence": sequence,
-            "content": TEXT,
-            "end_bytes": sequence * len(TEXT),
-            "created_at": time.time_ns() // 1_000_000,
-        }
-        durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.append((row, durable))
-        self._wake.set()
-        return durable
-
-    async def run(self) -> None:
-        """Commits what has queued, for ever."""
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._queue:
-                group, self._queue = self._queue[:GROUP_MAX], self._queue[GROUP_MAX:]
-                async with self._connection.begin():
-                    await self._connection.execute(self._insert, [row for row, _ in group])
-                for _, durable in group:
-                    if not durable.done():
-                        durable.set_result(None)
-
-
-async def per_second(append: Append, seconds: float) -> float:
-    """Appends that became durable in a second, with all writers at work."""
-    started = time.perf_counter()
-    until = started + seconds
-
-    async def write(writer: int) -> int:
-        count = 0
-        while time.perf_counter() < until:
-            await append(writer)
-            count += 1
-        return count
-
-    counts = await asyncio.gather(*(write(writer) for writer in range(WRITERS)))
-    return sum(counts) / (time.perf_counter() - started)
-
-
 def through_service(ledger: Ledger, opened: list[tuple[StartedTurn, LiveMessage]]) -> Append:
     """Appends as a turn does."""
 
@@ -129,16 +68,16 @@ async def compare(folder: Path, options: Options) -> dict[str, Any]:
     async with running(settings) as contextd, engines.writer.connect() as connection:
         opened = [await open_message(contextd, f"c{number}") for number in range(WRITERS)]
         ledger = contextd.service.ledger
-        bare = BareLoop(connection)
+        bare = BareLoop(connection, writers=WRITERS)
         committing = asyncio.create_task(bare.run())
         append = through_service(ledger, opened)
-        await per_second(append, options.seconds / 4)  # both have compiled their statements
-        await per_second(bare.append, options.seconds / 4)
+        await per_second(append, WRITERS, options.seconds / 4)  # both have compiled their statements
+        await per_second(bare.append, WRITERS, options.seconds / 4)
         commits, written = ledger.writer.commits, ledger.writer.chunks_written
         rounds = []
         for _ in range(options.rounds):
-            limit = await per_second(bare.append, options.seconds)
-            rounds.append((await per_second(append, options.seconds), limit))
+            limit = await per_second(bare.append, WRITERS, options.seconds)
+            rounds.append((await per_second(append, WRITERS, options.seconds), limit))
         committing.cancel()
         grouped = (ledger.writer.chunks_written - written) / (ledger.writer.commits - commits)
     await engines.dispose()

@@ -4,7 +4,7 @@ from contextd.app import Contextd
 from contextd.core.context import ContextRequest
 from contextd.core.message import SendRequest, TextPayload
 from contextd.service import TurnListener
-from contextd.store.edit import StartedTurn
+from contextd.store.notices import StartedTurn
 from contextd.store.tail import LiveMessage
 
 LEASE_S = 3600  # nobody renews the leases of these turns, and none must be recovered

@@ -11,6 +11,7 @@ from contextd.app import Contextd
 from contextd.core.context import ContextRequest
 from contextd.core.errors import ContextdError, IdTaken, MessageClosed, StaleProducer
 from contextd.core.message import SendRequest, TextPayload
+from contextd.core.values import SEQUENCE_MAX
 from contextd.store.edit import ContextEdit
 from contextd.store.tables import chunks, heads
 from contextd.store.tail import LiveMessage
@@ -60,14 +61,15 @@ async def test_appends_of_many_tasks_are_dense_and_whole(
         tails = await asyncio.gather(*(ledger.append(live, fence=1, texts=t) for t in texts))
         rows = await stored(contextd, live)
         assert [row[0] for row in rows] == list(range(1, 152))
-        for head, mine in zip(tails, texts, strict=True):
+        for appended, mine in zip(tails, texts, strict=True):
+            head = appended.head
             assert [row[1] for row in rows[head - 3 : head]] == mine
         size = 0
         for _, content, end_bytes in rows:
             size += len(content.encode())
             assert end_bytes == size
         assert live.head == 151
-        assert live.read(0, 10**9, 10**9) == (151, "".join(row[1] for row in rows))
+        assert live.read(0, SEQUENCE_MAX, 10**9) == (151, "".join(row[1] for row in rows))
 
 
 async def test_a_refused_append_does_not_undo_its_neighbours(

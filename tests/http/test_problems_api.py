@@ -24,7 +24,7 @@ def test_an_unknown_path_is_404(api: Api, method: str, path: str) -> None:
         ("/contexts/{0}", {"GET", "PATCH", "DELETE"}),
         ("/contexts/{0}/messages", {"GET", "POST"}),
         ("/contexts/{0}/messages/m/content", {"GET", "HEAD"}),
-        ("/contexts/{0}/messages/m/chunks", {"GET"}),
+        ("/contexts/{0}/messages/m/chunks", {"GET", "POST"}),
         ("/contexts/{0}/turns", {"GET"}),
         ("/contexts/{0}/turns/t", {"GET"}),
         ("/contexts/{0}/turns/t/cancel", {"POST"}),

@@ -31,8 +31,8 @@ print(asyncio.run(upgrade(sys.argv[1])))
 ADD_COLUMN = """
 import sqlalchemy as sa
 from alembic import op
-revision = "0002"
-down_revision = "0001"
+revision = "9999"
+down_revision = "0002"
 def upgrade():
     with op.batch_alter_table("segments", recreate="auto") as batch:
         batch.alter_column("parent_depth", type_=sa.BigInteger())
@@ -51,7 +51,7 @@ def tree(tmp_path: Path) -> Tree:
         copy = tmp_path / "tree"
         shutil.copytree(ROOT / "contextd", copy / "contextd")
         shutil.copytree(ROOT / "migrations", copy / "migrations")
-        (copy / "migrations/versions/0002_more.py").write_text(migration)
+        (copy / "migrations/versions/9999_more.py").write_text(migration)
         return copy
 
     return make
@@ -382,7 +382,7 @@ async def test_a_later_migration_keeps_every_row(
     assert run_upgrade(database_url, environment, tree(ADD_COLUMN)) == database_id
     assert await values(database_url, "SELECT name FROM branches") == ["main"]
     assert await values(database_url, "SELECT note FROM segments") == [None]
-    assert "written by a newer contextd (revision 0002)" in await refused(database_url)
+    assert "written by a newer contextd (revision 9999)" in await refused(database_url)
 
 
 def alembic(

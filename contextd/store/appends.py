@@ -1,0 +1,372 @@
+"""Appends of chunks inside a group commit: thousands of them become two statements.
+
+The guard is in the first statement: it moves the heads of all messages that are open, of the right
+fence, and where the writer believes them to be. What it did not move is judged one by one: stored
+before (a repeat, which is harmless), refused, or stored in part, and then the rest goes another round.
+So one refused append does not undo its neighbours, and none is stored twice.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import msgspec
+from sqlalchemy import insert, select, text
+from sqlalchemy.engine import Dialect
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from contextd.core.errors import (
+    ContextdError,
+    MessageClosed,
+    MessageNotFound,
+    SequenceConflict,
+    SequenceGap,
+    StaleProducer,
+)
+from contextd.core.message import MessageStatus
+from contextd.store.tables import AnyRow, chunks, heads, messages
+
+
+class Appended(msgspec.Struct, frozen=True):
+    """How an append ended: its message has `head` chunks now.
+
+    `texts`, the newest of them, were written: from byte `start_bytes` of the message on, each up to
+    its byte in `ends`. `duplicates` others were stored before. `closed`: the message is closed by now,
+    so nothing was written.
+    """
+
+    head: int
+    start_bytes: int
+    texts: Sequence[str]
+    ends: Sequence[int]
+    duplicates: int
+    closed: bool = False
+
+
+class AppendHook(Protocol):
+    """Called after the commit, in commit order; must not raise, block or await."""
+
+    def __call__(self, appended: Appended) -> None: ...
+
+
+def utf8_bytes(value: str) -> int:
+    """The length of `value` in UTF-8."""
+    return len(value) if value.isascii() else len(value.encode())
+
+
+class Append:
+    """Chunks for one message, all or none.
+
+    `fence` None: whoever holds the message. `first` is the sequence of the first chunk; None: the next
+    one. `sequences` is for chunks that do not simply follow each other: one for each, None: the next.
+    """
+
+    __slots__ = (
+        "after",
+        "error",
+        "fence",
+        "first",
+        "future",
+        "message_key",
+        "result",
+        "sequences",
+        "sizes",
+        "texts",
+    )
+
+    def __init__(
+        self,
+        message_key: int,
+        *,
+        fence: int | None,
+        first: int | None,
+        texts: Sequence[str],
+        sizes: Sequence[int],
+        sequences: Sequence[int | None] | None,
+        after: AppendHook,
+        future: asyncio.Future[Appended],
+    ) -> None:
+        self.message_key = message_key
+        self.fence = fence
+        self.first = first
+        self.texts = texts
+        self.sizes = sizes
+        self.sequences = sequences
+        self.after = after
+        self.future = future
+        self.result: Appended | None = None
+        self.error: BaseException | None = None
+
+    def tell(self) -> None:
+        """After the commit. What another try stored before the message was closed is old news."""
+        if self.error is None and self.result is not None and not self.result.closed:
+            self.after(self.result)
+
+
+class _Part:
+    """What of an append is to be written in a round: `texts`, after the head `expected`."""
+
+    __slots__ = ("append", "duplicates", "expected", "sizes", "texts")
+
+    def __init__(
+        self,
+        append: Append,
+        *,
+        expected: int | None,
+        texts: Sequence[str],
+        sizes: Sequence[int],
+        duplicates: int = 0,
+    ) -> None:
+        self.append = append
+        self.expected = expected
+        self.texts = texts
+        self.sizes = sizes
+        self.duplicates = duplicates
+
+
+_NOWHERE = -1  # no head is there, so what must be taken chunk by chunk is left to be judged
+
+
+def _whole(append: Append) -> _Part:
+    expected = None if append.first is None else append.first - 1
+    if append.sequences is not None:
+        expected = _NOWHERE
+    return _Part(append, expected=expected, texts=append.texts, sizes=append.sizes)
+
+
+# One statement for all appends of a round. A row that comes back was written.
+_ADVANCE_HEADS = {
+    "sqlite": text(
+        """UPDATE heads SET head = head + v.n, bytes = bytes + v.b, characters = characters + v.c,
+               written_at = :now
+           FROM (SELECT json_extract(value, '$[0]') AS k, json_extract(value, '$[1]') AS n,
+                        json_extract(value, '$[2]') AS b, json_extract(value, '$[3]') AS c,
+                        json_extract(value, '$[4]') AS f, json_extract(value, '$[5]') AS e
+                 FROM json_each(:rows)) AS v
+           WHERE heads.message_key = v.k AND heads.is_open AND (v.f IS NULL OR heads.fence = v.f)
+                 AND (v.e IS NULL OR heads.head = v.e)
+           RETURNING message_key, head, bytes"""
+    ),
+    # Rows are locked in the order of their keys first: two processes would deadlock otherwise.
+    "postgresql": text(
+        """WITH v AS (SELECT (value->>0)::bigint AS k, (value->>1)::bigint AS n,
+                             (value->>2)::bigint AS b, (value->>3)::bigint AS c,
+                             (value->>4)::bigint AS f, (value->>5)::bigint AS e
+                      FROM jsonb_array_elements(CAST(:rows AS jsonb)) AS e(value)),
+                locked AS (SELECT message_key FROM heads JOIN v ON v.k = message_key
+                           ORDER BY message_key FOR UPDATE OF heads)
+           UPDATE heads SET head = head + v.n, bytes = bytes + v.b, characters = characters + v.c,
+                  written_at = :now
+           FROM v JOIN locked ON locked.message_key = v.k
+           WHERE heads.message_key = v.k AND heads.is_open AND (v.f IS NULL OR heads.fence = v.f)
+                 AND (v.e IS NULL OR heads.head = v.e)
+           RETURNING heads.message_key, heads.head, heads.bytes"""
+    ),
+}
+
+_ChunkRow = tuple[int, int, str, int, int]
+
+
+class Appender:
+    """Runs the appends of a group inside its transaction."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self._advance_heads = _ADVANCE_HEADS[dialect.name]
+        # In the driver's own words: a row costs a tuple, where the library would take a dict apart.
+        self._insert_chunks = str(insert(chunks).compile(dialect=dialect))
+
+    async def run(self, connection: AsyncConnection, appends: Sequence[Append], now: int) -> int:
+        """Sets each append's result or error; returns how many chunks were written."""
+        written = 0
+        waiting = [_whole(append) for append in appends]
+        while waiting:
+            by_message, waiting = _take_round(waiting)
+            rows = await self._advance(connection, by_message, now)
+            if rows:
+                await connection.exec_driver_sql(self._insert_chunks, rows)
+                written += len(rows)
+            for key, parts in by_message.items():
+                waiting = await _judge(connection, key, parts) + waiting
+        return written
+
+    async def _advance(
+        self, connection: AsyncConnection, by_message: dict[int, list[_Part]], now: int
+    ) -> list[_ChunkRow]:
+        """Moves the heads that may be moved, and takes those messages out of `by_message`."""
+        rows = [
+            (
+                key,
+                sum([len(part.texts) for part in parts]),
+                sum([sum(part.sizes) for part in parts]),
+                sum([sum(map(len, part.texts)) for part in parts]),
+                parts[0].append.fence,
+                parts[0].expected,
+            )
+            for key, parts in sorted(by_message.items())
+        ]
+        moved = await connection.execute(
+            self._advance_heads, {"rows": msgspec.json.encode(rows).decode(), "now": now}
+        )
+        chunk_rows: list[_ChunkRow] = []
+        for key, head, end in moved.all():
+            _number(by_message.pop(key), head, end, now, chunk_rows)
+        return chunk_rows
+
+
+def _take_round(parts: Sequence[_Part]) -> tuple[dict[int, list[_Part]], list[_Part]]:
+    """All of a message that follow each other under one fence go together; the rest waits."""
+    by_message: dict[int, list[_Part]] = {}
+    waiting_keys: set[int] = set()
+    left_over: list[_Part] = []
+    for part in parts:
+        key = part.append.message_key
+        before = by_message.setdefault(key, [])
+        # Nothing goes ahead of what has to wait.
+        if before and (key in waiting_keys or not _follows(part, before)):
+            waiting_keys.add(key)
+            left_over.append(part)
+        else:
+            before.append(part)
+    return by_message, left_over
+
+
+def _follows(part: _Part, before: Sequence[_Part]) -> bool:
+    start = before[0].expected
+    if start == _NOWHERE or part.append.fence != before[0].append.fence:
+        return False
+    if part.expected is None or start is None:
+        return part.expected is None
+    return part.expected == start + sum([len(other.texts) for other in before])
+
+
+def _number(
+    parts: Sequence[_Part], head: int, end: int, now: int, chunk_rows: list[_ChunkRow]
+) -> None:
+    """Gives the chunks of one message their sequences, now that its head has moved to `head`."""
+    sequence = head - sum([len(part.texts) for part in parts])
+    end -= sum([sum(part.sizes) for part in parts])
+    for part in parts:
+        key = part.append.message_key
+        start, ends = end, []
+        for content, size in zip(part.texts, part.sizes, strict=True):
+            sequence += 1
+            end += size
+            ends.append(end)
+            chunk_rows.append((key, sequence, content, end, now))
+        part.append.result = Appended(sequence, start, part.texts, ends, part.duplicates)
+
+
+async def _judge(connection: AsyncConnection, key: int, parts: Sequence[_Part]) -> list[_Part]:
+    """Says of each append to a message that was not moved what it is; returns what is yet to write.
+
+    The row is locked, so what is returned fits when it is tried again.
+    """
+    row = await _lock_head(connection, key)
+    if row is None:
+        for part in parts:
+            part.append.error = MessageNotFound("")
+        return []
+    for index, part in enumerate(parts):
+        append = part.append
+        try:
+            missing = await _compare(connection, row, append)
+        except ContextdError as error:
+            append.error = error
+            continue
+        if missing.texts:
+            return [missing, *parts[index + 1 :]]
+        append.result = Appended(
+            row.head, row.bytes, (), (), missing.duplicates, closed=not row.is_open
+        )
+    return []
+
+
+async def _lock_head(connection: AsyncConnection, key: int) -> AnyRow | None:
+    """The head with the status of its message; None when its context is deleted (§2)."""
+    row: AnyRow | None = (
+        await connection.execute(
+            select(heads, messages.c.status)
+            .join(messages, messages.c.key == heads.c.message_key)
+            .where(heads.c.message_key == key)
+            .with_for_update(of=heads)
+        )
+    ).one_or_none()
+    if row is None or (not row.is_open and row.status == MessageStatus.STREAMING):
+        return None  # a deletion closes the heads at once, and purges the rest after
+    return row
+
+
+async def _compare(connection: AsyncConnection, row: AnyRow, append: Append) -> _Part:
+    """What of an append is not stored yet. Raises the refusal that it deserves (§7)."""
+    if append.fence not in (None, row.fence):
+        raise StaleProducer(row.fence)
+    try:
+        missing = _place(append, row.head, await _stored(connection, append, row.head))
+    except (SequenceConflict, SequenceGap) as error:
+        if row.is_open:
+            raise
+        raise _closed(row, error.index) from None
+    if missing.texts and not row.is_open:
+        # The first that is missing: with sequences it follows the last that is stored.
+        raise _closed(row, missing.duplicates)
+    return missing
+
+
+def _closed(row: AnyRow, index: int) -> MessageClosed:
+    error = MessageClosed(message_status=row.status, final_sequence=row.head)
+    error.index = index
+    return error
+
+
+async def _stored(connection: AsyncConnection, append: Append, head: int) -> dict[int, str]:
+    """The text of those chunks of the append that have a place at or below the head."""
+    wanted = [sequence for sequence in _sequences(append) if sequence is not None]
+    below = [sequence for sequence in wanted if sequence <= head]
+    if not below:
+        return {}
+    rows = await connection.execute(
+        select(chunks.c.sequence, chunks.c.content)
+        .where(chunks.c.message_key == append.message_key)
+        .where(chunks.c.sequence.in_(below))
+    )
+    return dict(rows.all())
+
+
+def _sequences(append: Append) -> Sequence[int | None]:
+    if append.sequences is not None:
+        return append.sequences
+    if append.first is None:
+        return [None] * len(append.texts)
+    return range(append.first, append.first + len(append.texts))
+
+
+def _place(append: Append, head: int, stored: Mapping[int, str]) -> _Part:
+    """Takes the chunks one by one: which are to be written after `head`, which are there already.
+
+    Raises `SequenceGap` or `SequenceConflict`.
+    """
+    texts: list[str] = []
+    sizes: list[int] = []
+    rows = zip(append.texts, append.sizes, _sequences(append), strict=True)
+    for index, (content, size, sequence) in enumerate(rows):
+        following = head + len(texts) + 1
+        refusal: SequenceGap | SequenceConflict
+        if sequence is None or sequence == following:
+            texts.append(content)
+            sizes.append(size)
+            continue
+        if sequence > following:
+            refusal = SequenceGap(following)
+        elif content != (stored[sequence] if sequence <= head else texts[sequence - head - 1]):
+            refusal = SequenceConflict(sequence)
+        else:
+            continue
+        refusal.index = index
+        raise refusal
+    return _Part(
+        append,
+        expected=head,
+        texts=texts,
+        sizes=sizes,
+        duplicates=len(append.texts) - len(texts),
+    )
