@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import msgspec
-from sqlalchemy import insert, select, text
+from sqlalchemy import select
 from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -24,6 +24,7 @@ from contextd.core.errors import (
     StaleProducer,
 )
 from contextd.core.message import MessageStatus
+from contextd.store.append_sql import ChunkRow, HeadRow, append_sql
 from contextd.store.tables import AnyRow, chunks, heads, messages
 
 
@@ -134,46 +135,11 @@ def _whole(append: Append) -> _Part:
     return _Part(append, expected=expected, texts=append.texts, sizes=append.sizes)
 
 
-# One statement for all appends of a round. A row that comes back was written.
-_ADVANCE_HEADS = {
-    "sqlite": text(
-        """UPDATE heads SET head = head + v.n, bytes = bytes + v.b, characters = characters + v.c,
-               written_at = :now
-           FROM (SELECT json_extract(value, '$[0]') AS k, json_extract(value, '$[1]') AS n,
-                        json_extract(value, '$[2]') AS b, json_extract(value, '$[3]') AS c,
-                        json_extract(value, '$[4]') AS f, json_extract(value, '$[5]') AS e
-                 FROM json_each(:rows)) AS v
-           WHERE heads.message_key = v.k AND heads.is_open AND (v.f IS NULL OR heads.fence = v.f)
-                 AND (v.e IS NULL OR heads.head = v.e)
-           RETURNING message_key, head, bytes"""
-    ),
-    # Rows are locked in the order of their keys first: two processes would deadlock otherwise.
-    "postgresql": text(
-        """WITH v AS (SELECT (value->>0)::bigint AS k, (value->>1)::bigint AS n,
-                             (value->>2)::bigint AS b, (value->>3)::bigint AS c,
-                             (value->>4)::bigint AS f, (value->>5)::bigint AS e
-                      FROM jsonb_array_elements(CAST(:rows AS jsonb)) AS e(value)),
-                locked AS (SELECT message_key FROM heads JOIN v ON v.k = message_key
-                           ORDER BY message_key FOR UPDATE OF heads)
-           UPDATE heads SET head = head + v.n, bytes = bytes + v.b, characters = characters + v.c,
-                  written_at = :now
-           FROM v JOIN locked ON locked.message_key = v.k
-           WHERE heads.message_key = v.k AND heads.is_open AND (v.f IS NULL OR heads.fence = v.f)
-                 AND (v.e IS NULL OR heads.head = v.e)
-           RETURNING heads.message_key, heads.head, heads.bytes"""
-    ),
-}
-
-_ChunkRow = tuple[int, int, str, int, int]
-
-
 class Appender:
     """Runs the appends of a group inside its transaction."""
 
     def __init__(self, dialect: Dialect) -> None:
-        self._advance_heads = _ADVANCE_HEADS[dialect.name]
-        # In the driver's own words: a row costs a tuple, where the library would take a dict apart.
-        self._insert_chunks = str(insert(chunks).compile(dialect=dialect))
+        self._sql = append_sql(dialect)
 
     async def run(self, connection: AsyncConnection, appends: Sequence[Append], now: int) -> int:
         """Sets each append's result or error; returns how many chunks were written."""
@@ -183,7 +149,7 @@ class Appender:
             by_message, waiting = _take_round(waiting)
             rows = await self._advance(connection, by_message, now)
             if rows:
-                await connection.exec_driver_sql(self._insert_chunks, rows)
+                await self._sql.insert_chunks(connection, rows)
                 written += len(rows)
             for key, parts in by_message.items():
                 waiting = await _judge(connection, key, parts) + waiting
@@ -191,9 +157,9 @@ class Appender:
 
     async def _advance(
         self, connection: AsyncConnection, by_message: dict[int, list[_Part]], now: int
-    ) -> list[_ChunkRow]:
+    ) -> list[ChunkRow]:
         """Moves the heads that may be moved, and takes those messages out of `by_message`."""
-        rows = [
+        rows: list[HeadRow] = [
             (
                 key,
                 sum([len(part.texts) for part in parts]),
@@ -204,11 +170,8 @@ class Appender:
             )
             for key, parts in sorted(by_message.items())
         ]
-        moved = await connection.execute(
-            self._advance_heads, {"rows": msgspec.json.encode(rows).decode(), "now": now}
-        )
-        chunk_rows: list[_ChunkRow] = []
-        for key, head, end in moved.all():
+        chunk_rows: list[ChunkRow] = []
+        for key, head, end in await self._sql.advance_heads(connection, rows, now):
             _number(by_message.pop(key), head, end, now, chunk_rows)
         return chunk_rows
 
@@ -240,7 +203,7 @@ def _follows(part: _Part, before: Sequence[_Part]) -> bool:
 
 
 def _number(
-    parts: Sequence[_Part], head: int, end: int, now: int, chunk_rows: list[_ChunkRow]
+    parts: Sequence[_Part], head: int, end: int, now: int, chunk_rows: list[ChunkRow]
 ) -> None:
     """Gives the chunks of one message their sequences, now that its head has moved to `head`."""
     sequence = head - sum([len(part.texts) for part in parts])

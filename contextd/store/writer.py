@@ -29,6 +29,7 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 GROUP_MAX = 1000  # entries in one transaction: bounds both its length and the wait of the next
+GROUP_CHUNKS_MAX = 10_000  # the same for chunks, of which an entry may have many
 RECONNECT_WAIT_S = 0.5
 CLOSE_S = 5.0
 
@@ -197,7 +198,7 @@ class Writer:
                 self._wake.clear()
                 await self._wake.wait()
                 continue
-            group, self._queue = self._queue[:GROUP_MAX], self._queue[GROUP_MAX:]
+            group = self._take_group()
             try:
                 await self._commit(connection, group)
             except BaseException as error:
@@ -208,6 +209,17 @@ class Writer:
                 self._settle(group)
             if connection.invalidated:
                 return
+
+    def _take_group(self) -> list[_Entry]:
+        """The oldest entries, as many as one transaction should have."""
+        count = chunk_count = 0
+        for entry in self._queue[:GROUP_MAX]:
+            chunk_count += len(entry.texts) if isinstance(entry, Append) else 0
+            if chunk_count > GROUP_CHUNKS_MAX and count:
+                break
+            count += 1
+        group, self._queue = self._queue[:count], self._queue[count:]
+        return group
 
     def _settle(self, group: Sequence[_Entry]) -> None:
         for entry in group:
