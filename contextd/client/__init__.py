@@ -1,7 +1,16 @@
-"""The async client. It stands on the wire contract alone: nothing of the server is imported."""
+"""The client, async and without `await`. It stands on the wire contract alone: nothing of the server
+is imported.
+"""
 
 from contextd.client.api import DEFAULT_URL, Client
-from contextd.client.errors import ApiError, ClientError, UnreachableError
+from contextd.client.errors import (
+    ApiError,
+    CancelledByViewerError,
+    ClientError,
+    MessageClosedError,
+    TakenOverError,
+    UnreachableError,
+)
 from contextd.client.events import (
     Closed,
     Current,
@@ -11,18 +20,29 @@ from contextd.client.events import (
     StateChange,
     Text,
 )
+from contextd.client.producing import ProducedMessage, ProduceOptions
+from contextd.client.sync import SyncClient, SyncProducedMessage
+from contextd.core.message import Usage
 
 __all__ = [
     "DEFAULT_URL",
     "ApiError",
+    "CancelledByViewerError",
     "Client",
     "ClientError",
     "Closed",
     "Current",
     "Disconnected",
     "Event",
+    "MessageClosedError",
+    "ProduceOptions",
+    "ProducedMessage",
     "Restarted",
     "StateChange",
+    "SyncClient",
+    "SyncProducedMessage",
+    "TakenOverError",
     "Text",
     "UnreachableError",
+    "Usage",
 ]

@@ -1,19 +1,27 @@
-"""Every operation over HTTP (§2 to §6), decoded into the core's types, and the stream (§4)."""
+"""Every operation over HTTP (§2 to §7), decoded into the core's types, and the stream (§4)."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from typing import Any, Protocol, Self, TypeVar
-from urllib.parse import quote
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Protocol, Self, TypeVar, Unpack, overload
 
 import httpx
 import msgspec
 from httpx_sse import EventSource, ServerSentEvent, aconnect_sse
 from uuid_utils import uuid7
 
-from contextd.client.errors import ApiError, UnreachableError, patiently, pause_s, reason_of
+from contextd.client.errors import ApiError, patiently, pause_s, reason_of
 from contextd.client.events import Disconnected, Event
-from contextd.client.follow import PULLS_MAX, Levels
+from contextd.client.follow import Levels
+from contextd.client.producing import (
+    PATIENCE_S,
+    SIGN_OF_LIFE_S,
+    ProducedMessage,
+    ProduceOptions,
+    opened,
+)
+from contextd.client.wire import Wire, path_of
+from contextd.client.wrapping import whole, wrapped
 from contextd.core import signal
 from contextd.core.context import Context, ContextPage
 from contextd.core.message import Message, MessagePage, Pull, RangePull, SendAnswer
@@ -64,14 +72,7 @@ class Client:
         self.base_url = base_url
         self._timeout_s = timeout_s
         self._heartbeat_s = heartbeat_s
-        # Each `follow` holds a connection: with a limit, pulls could wait for streams to end.
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=2 * PULLS_MAX)
-        try:
-            self._http = httpx.AsyncClient(
-                base_url=base_url, timeout=timeout_s, limits=limits, transport=transport
-            )
-        except httpx.InvalidURL as error:
-            raise UnreachableError(base_url, str(error)) from None
+        self._wire = Wire(base_url, timeout_s=timeout_s, transport=transport)
 
     async def __aenter__(self) -> Self:
         return self
@@ -81,43 +82,47 @@ class Client:
 
     async def aclose(self) -> None:
         """Closes all connections."""
-        await self._http.aclose()
+        await self._wire.http.aclose()
 
-    async def create_context(self, **fields: Any) -> Context:
+    async def create_context(self, /, **fields: Any) -> Context:
         """A new context with the fields of §2; the same `id` and fields again give it as it is."""
-        return await self._ask("POST", "/contexts", Context, body=fields)
+        return await self._wire.ask("POST", "/contexts", Context, body=fields)
 
     async def get_context(self, context_id: str) -> Context:
         """The context as it is now."""
-        return await self._ask("GET", _path(context_id), Context)
+        return await self._wire.ask("GET", path_of(context_id), Context)
+
+    async def update_context(self, /, context_id: str, **fields: Any) -> Context:
+        """Changes these fields of §2 by a JSON merge patch: None resets one, others stay."""
+        return await self._wire.ask("PATCH", path_of(context_id), Context, body=fields)
 
     async def delete_context(self, context_id: str) -> None:
         """Deletes the context and all that is in it, for good."""
-        await self._request("DELETE", _path(context_id))
+        await self._wire.request("DELETE", path_of(context_id))
 
     async def list_contexts(
         self, *, state: Sequence[str] = (), limit: int = 50, cursor: str | None = None
     ) -> ContextPage:
         """One page of contexts, newest activity first; `state` keeps those in one of these."""
         params = {"state": list(state), "limit": limit, "cursor": cursor}
-        return await self._ask("GET", "/contexts", ContextPage, params=params)
+        return await self._wire.ask("GET", "/contexts", ContextPage, params=params)
 
     def contexts(self, *, state: Sequence[str] = ()) -> AsyncGenerator[Context]:
         """All contexts, newest activity first."""
         return self._items("/contexts", ContextPage, state=list(state))
 
-    async def send(self, context_id: str, text: str, **options: Any) -> SendAnswer:
+    async def send(self, /, context_id: str, text: str, **options: Any) -> SendAnswer:
         """Stores a user's message and starts (or queues) its turn; `options` are those of §3.1.
 
         The message's id is made here, so that a lost answer is asked for again without harm.
         """
         body = {"message_id": str(uuid7()), "payload": {"type": "text", "content": text}, **options}
-        path = _path(context_id, "messages")
-        return await patiently(lambda: self._ask("POST", path, SendAnswer, body=body))
+        path = path_of(context_id, "messages")
+        return await patiently(lambda: self._wire.ask("POST", path, SendAnswer, body=body))
 
     async def get_message(self, context_id: str, message_id: str) -> Message:
         """The message without its text."""
-        return await self._ask("GET", _path(context_id, "messages", message_id), Message)
+        return await self._wire.ask("GET", path_of(context_id, "messages", message_id), Message)
 
     async def message_pages(
         self, context_id: str, *, content: bool = False, branch: str | None = None
@@ -128,7 +133,7 @@ class Client:
         first page's `stream_cursor` misses nothing.
         """
         include = "content" if content else None
-        path = _path(context_id, "messages")
+        path = path_of(context_id, "messages")
         async for page in self._pages(path, MessagePage, branch=branch, include=include):
             if content:
                 items = [await self._with_content(message) for message in page.items]
@@ -157,31 +162,35 @@ class Client:
         self, context_id: str, message_id: str, from_sequence: int, to_sequence: int
     ) -> RangePull:
         """The text after `from_sequence` up to `to_sequence`: an answer that caches may keep."""
-        path = _path(context_id, "messages", message_id, "content")
+        path = path_of(context_id, "messages", message_id, "content")
         params = {"from_sequence": from_sequence, "to_sequence": to_sequence}
-        return await patiently(lambda: self._ask("GET", path, RangePull, params=params))
+        return await patiently(lambda: self._wire.ask("GET", path, RangePull, params=params))
 
     async def get_turn(self, context_id: str, turn_id: str) -> Turn:
         """The turn as it is now."""
-        return await self._ask("GET", _path(context_id, "turns", turn_id), Turn)
+        return await self._wire.ask("GET", path_of(context_id, "turns", turn_id), Turn)
 
     def turns(self, context_id: str) -> AsyncGenerator[Turn]:
         """All turns, oldest first."""
-        return self._items(_path(context_id, "turns"), TurnPage)
+        return self._items(path_of(context_id, "turns"), TurnPage)
 
     def transitions(self, context_id: str) -> AsyncGenerator[JournalEntry]:
         """The journal of the state machine, oldest first (§5)."""
-        return self._items(_path(context_id, "transitions"), JournalPage)
+        return self._items(path_of(context_id, "transitions"), JournalPage)
 
     async def cancel(self, context_id: str, turn_id: str | None = None) -> CancelAnswer:
         """Ends the running turn; with `turn_id` only that one, which may still be queued (§6)."""
         if turn_id is None:
-            return await self._ask("POST", _path(context_id, "cancel"), CancelAnswer, body={})
-        return await self._ask("POST", _path(context_id, "turns", turn_id, "cancel"), CancelAnswer)
+            return await self._wire.ask(
+                "POST", path_of(context_id, "cancel"), CancelAnswer, body={}
+            )
+        return await self._wire.ask(
+            "POST", path_of(context_id, "turns", turn_id, "cancel"), CancelAnswer
+        )
 
     async def retry(self, context_id: str) -> RetryAnswer:
         """Tries the failed turn again, as a new one."""
-        return await self._ask("POST", _path(context_id, "retry"), RetryAnswer)
+        return await self._wire.ask("POST", path_of(context_id, "retry"), RetryAnswer)
 
     async def signals(
         self, context_id: str, *, cursor: str | None = None, throttle_ms: int = 30
@@ -242,6 +251,95 @@ class Client:
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)
 
+    def produce(
+        self,
+        context_id: str,
+        *,
+        message_id: str | None = None,
+        role: str = "assistant",
+        kind: str = "text",
+        producer_id: str | None = None,
+        epoch: int | None = None,
+        branch: str | None = None,
+        parent_id: str | None = None,
+        media_type: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        patience_s: float = PATIENCE_S,
+        sign_of_life_s: float = SIGN_OF_LIFE_S,
+        reveal_errors: bool = False,
+    ) -> AbstractAsyncContextManager[ProducedMessage]:
+        """A message that is written here (§7), as `async with client.produce(id) as message`.
+
+        Leaving the block completes it, an exception marks it failed. With the `message_id` of an
+        open one it goes on from `message.sequence`, and whoever wrote it before is shut out: by the
+        next epoch, unless `epoch` is given. An outage of the server may take `patience_s`. After
+        `sign_of_life_s` of silence the server is told that the producer lives. The class of an
+        exception is stored, and its text only if you `reveal_errors`, as it may hold chat text.
+
+        Raises `MessageClosedError`, `TakenOverError`, and `ApiError` with `context_busy` while a
+        turn runs.
+        """
+        producer = {"id": producer_id or str(uuid7()), "epoch": epoch}
+        opening = {
+            "role": role,
+            "kind": kind,
+            "branch": branch,
+            "parent_id": parent_id,
+            "media_type": media_type,
+            "metadata": metadata,
+        }
+        message = ProducedMessage(
+            self._wire,
+            self.pull,
+            context_id,
+            message_id or str(uuid7()),
+            producer=_without_none(producer),
+            opening=_without_none(opening),
+            is_own_id=producer_id is None,
+            patience_s=patience_s,
+            sign_of_life_s=sign_of_life_s,
+            reveal_errors=reveal_errors,
+        )
+        return opened(message)
+
+    @overload
+    def wrap(
+        self,
+        context_id: str,
+        source: AsyncIterable[str],
+        *,
+        text: None = None,
+        **options: Unpack[ProduceOptions],
+    ) -> AsyncGenerator[str]: ...
+    @overload
+    def wrap(
+        self,
+        context_id: str,
+        source: AsyncIterable[T],
+        *,
+        text: Callable[[T], str | None],
+        **options: Unpack[ProduceOptions],
+    ) -> AsyncGenerator[T]: ...
+    def wrap(
+        self,
+        context_id: str,
+        source: AsyncIterable[Any],
+        *,
+        text: Callable[[Any], str | None] | None = None,
+        **options: Unpack[ProduceOptions],
+    ) -> AsyncGenerator[Any]:
+        """Passes `source` on, item by item and untouched, and keeps its text as a message (§7).
+
+        `text` picks the text of an item, None or "" where it has none; without it items are text.
+        An item is passed on at once and becomes durable after that; the end comes when all is.
+        `options` are those of `produce`. An error of the source marks the message failed and is
+        raised. So does stopping early, by `aclose` as by cancellation, with the error `cancelled`:
+        what was passed on stays, and a message that says `completed` is one whose source came to
+        its end. Close it (`contextlib.aclosing`) where you may leave the loop; the source is closed
+        with it.
+        """
+        return wrapped(self.produce(context_id, **options), source, text or whole)
+
     @asynccontextmanager
     async def _stream(
         self, context_id: str, cursor: str | None, throttle_ms: int
@@ -249,9 +347,9 @@ class Client:
         params = {"heartbeat": f"{self._heartbeat_s:g}", "throttle_ms": throttle_ms}
         headers = {"Last-Event-ID": cursor} if cursor else {}
         timeout = httpx.Timeout(self._timeout_s, read=HEARTBEATS_MISSED * self._heartbeat_s)
-        path = _path(context_id, "stream")
+        path = path_of(context_id, "stream")
         async with aconnect_sse(
-            self._http, "GET", path, params=params, headers=headers, timeout=timeout
+            self._wire.http, "GET", path, params=params, headers=headers, timeout=timeout
         ) as frames:
             if frames.response.status_code != 200:
                 await frames.response.aread()
@@ -261,10 +359,12 @@ class Client:
     async def _pull(
         self, context_id: str, message_id: str, from_sequence: int, wait_s: float = 0
     ) -> Pull:
-        path = _path(context_id, "messages", message_id, "content")
+        path = path_of(context_id, "messages", message_id, "content")
         wait = {"wait": f"{wait_s:g}"} if wait_s else {}
         params = {"from_sequence": from_sequence, **wait}
-        return await self._ask("GET", path, Pull, params=params, timeout_s=self._timeout_s + wait_s)
+        return await self._wire.ask(
+            "GET", path, Pull, params=params, timeout_s=self._timeout_s + wait_s
+        )
 
     async def _with_content(self, message: Message) -> Message:
         """A page carries at most 1 MiB of text; the rest is pulled."""
@@ -279,7 +379,7 @@ class Client:
 
     async def _pages(self, path: str, type_: type[P], **params: Any) -> AsyncGenerator[P]:
         while True:
-            page = await self._ask("GET", path, type_, params=params)
+            page = await self._wire.ask("GET", path, type_, params=params)
             yield page
             if page.next_cursor is None:
                 return
@@ -290,52 +390,6 @@ class Client:
             for item in page.items:
                 yield item
 
-    async def _ask(
-        self,
-        method: str,
-        path: str,
-        type_: type[T],
-        *,
-        params: Mapping[str, Any] | None = None,
-        body: Mapping[str, Any] | None = None,
-        timeout_s: float | None = None,
-    ) -> T:
-        response = await self._request(method, path, params, body, timeout_s)
-        try:
-            return msgspec.json.decode(response.content, type=type_)
-        except msgspec.DecodeError:
-            raise ApiError.of(response) from None
-
-    async def _request(
-        self,
-        method: str,
-        path: str,
-        params: Mapping[str, Any] | None = None,
-        body: Mapping[str, Any] | None = None,
-        timeout_s: float | None = None,
-    ) -> httpx.Response:
-        try:
-            response = await self._http.request(
-                method,
-                path,
-                params={name: value for name, value in (params or {}).items() if value is not None},
-                content=None if body is None else msgspec.json.encode(body),
-                headers=None if body is None else {"Content-Type": "application/json"},
-                timeout=timeout_s or self._timeout_s,
-            )
-        except httpx.TransportError as error:
-            raise UnreachableError(self.base_url, reason_of(error)) from error
-        if not response.is_success:
-            raise ApiError.of(response)
-        return response
-
-
-def _path(context_id: str, *rest: str) -> str:
-    """Ids may be `.` and `..`, which URLs would take for folders unless the dots are escaped."""
-    parts = (quote(part, safe="") for part in (context_id, *rest))
-    escaped = (part.replace(".", "%2E") if part in {".", ".."} else part for part in parts)
-    return "/contexts/" + "/".join(escaped)
-
 
 def _decode(frame: ServerSentEvent) -> signal.Signal | None:
     """The signal in a frame; none in a bare `retry:`, or in what a newer server may send."""
@@ -343,3 +397,7 @@ def _decode(frame: ServerSentEvent) -> signal.Signal | None:
         return _SIGNALS.decode(frame.data)
     except msgspec.DecodeError:
         return None
+
+
+def _without_none(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}

@@ -49,8 +49,8 @@ class ApiError(ClientError):
         self.problem = problem
         self.passing = status in PASSING
 
-    @classmethod
-    def of(cls, response: httpx.Response) -> "ApiError":
+    @staticmethod
+    def of(response: httpx.Response) -> "ApiError":
         """The refusal that a read `response` holds."""
         try:
             problem = msgspec.json.decode(response.content, type=dict[str, Any])
@@ -58,10 +58,49 @@ class ApiError(ClientError):
             problem = {}
         code = str(problem.get("code", "unexpected_answer"))
         detail = str(problem.get("detail", f"The server answered {response.status_code}."))
-        error = cls(response.status_code, code, detail, problem)
+        error = _type_of(code, problem)(response.status_code, code, detail, problem)
         wait = response.headers.get("Retry-After", "")
         error.retry_after_s = float(wait) if wait.isascii() and wait.isdigit() else 0.0
         return error
+
+
+class MessageClosedError(ApiError):
+    """The message is closed: nothing follows (§7). Who goes on writes a new one."""
+
+    @property
+    def message_status(self) -> str:
+        """How it is closed, `interrupted` for a producer that was silent for too long."""
+        return str(self.problem.get("message_status", ""))
+
+    @property
+    def final_sequence(self) -> int:
+        """How many chunks it has."""
+        return int(self.problem.get("final_sequence") or 0)
+
+
+class CancelledByViewerError(MessageClosedError):
+    """Somebody cancelled what the message's context was doing (§6): stop writing."""
+
+
+class TakenOverError(ApiError):
+    """Another producer writes the message now, in the higher `epoch` (§7): leave it alone."""
+
+    @property
+    def epoch(self) -> int:
+        """The current one."""
+        return int(self.problem.get("epoch") or 0)
+
+
+def _type_of(code: str, problem: Mapping[str, Any]) -> type[ApiError]:
+    if code == "stale_producer":
+        return TakenOverError
+    if code != "message_closed":
+        return ApiError
+    return (
+        CancelledByViewerError
+        if problem.get("message_status") == "cancelled"
+        else (MessageClosedError)
+    )
 
 
 def reason_of(error: httpx.TransportError) -> str:
@@ -91,3 +130,24 @@ async def patiently(call: Callable[[], Awaitable[T]], *, tries_max: int | None =
             if last or not error.passing or error.retry_after_s > BACKOFF_MAX_S:
                 raise
             await asyncio.sleep(pause_s(failures, error.retry_after_s))
+
+
+async def persistently(call: Callable[[], Awaitable[T]], patience_s: float) -> T:
+    """`call`, again while its failure may pass, for `patience_s` from the first failure on.
+
+    Only for what repeats without harm. Raises the last failure.
+    """
+    clock_s = asyncio.get_running_loop().time
+    failures, deadline_s = 0, 0.0
+    while True:
+        try:
+            return await call()
+        except ClientError as error:
+            if not error.passing:
+                raise
+            failures += 1
+            deadline_s = deadline_s or clock_s() + patience_s
+            wait_s = pause_s(failures, error.retry_after_s)
+            if clock_s() + wait_s > deadline_s:
+                raise
+            await asyncio.sleep(wait_s)

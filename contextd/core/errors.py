@@ -83,6 +83,12 @@ class TurnNotFound(_Missing):
     code, title, noun, fact = "turn_not_found", "No such turn", "turn", "turn_id"
 
 
+class WorkflowNotFound(_Missing):
+    """No workflow has this name."""
+
+    code, title, noun, fact = "workflow_not_found", "No such workflow", "workflow", "workflow"
+
+
 class NotFound(ContextdError):
     """No such path."""
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 
-from contextd.core.values import Content, Id, JsonObject, Timestamp
+from contextd.core.values import Content, Id, JsonObject, Sequence, Timestamp
 
 
 class Role(StrEnum):
@@ -41,8 +41,8 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens as the model's server counted them."""
 
-    prompt_tokens: Annotated[int, msgspec.Meta(ge=0)] = 0
-    completion_tokens: Annotated[int, msgspec.Meta(ge=0)] = 0
+    prompt_tokens: Sequence = 0
+    completion_tokens: Sequence = 0
 
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(

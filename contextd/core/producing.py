@@ -20,6 +20,14 @@ Kind = Annotated[
         extra_json_schema={"pattern": KIND_PATTERN},
     ),
 ]
+MediaType = Annotated[
+    str,
+    Meta(
+        pattern=r"^[!-~]+/[ -~]+\Z",
+        max_length=256,
+        extra_json_schema={"pattern": "^[!-~]+/[ -~]+$"},
+    ),
+]
 Position = Annotated[int, Meta(ge=1, le=2**53 - 1)]
 
 
@@ -42,9 +50,7 @@ class OpenRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     kind: Kind = TEXT
     branch: Id | None = None
     parent_id: Id | None = None
-    media_type: Annotated[str, Meta(pattern=NO_NUL_PATTERN, min_length=1, max_length=256)] = (
-        "text/plain"
-    )
+    media_type: MediaType = "text/plain"
     metadata: JsonObject = msgspec.field(default_factory=dict)
 
 

@@ -24,7 +24,6 @@ from contextd.http.query import check_path, parse_query
 from contextd.service import Producers
 from contextd.settings import Settings
 from contextd.store.appends import utf8_bytes
-from contextd.store.tail import LiveMessage
 
 JSON_TYPE = "application/json"
 
@@ -52,8 +51,7 @@ class AppendChunks:
         check_path(scope["path_params"])
         media_type = _media_type(scope)
         if media_type == LINES_TYPE:
-            live = await self._find(scope)
-            answer = await self._bodies.store(live, receive, send)
+            answer = await self._bodies.store(**scope["path_params"], receive=receive, send=send)
             if answer is not None:
                 await send_answer(send, answer)
             return
@@ -74,7 +72,7 @@ class AppendChunks:
         sizes = [utf8_bytes(text) for text in texts]
         if max(sizes) > self._chunk_bytes_max:
             raise PayloadTooLarge(self._chunk_bytes_max, "a chunk")
-        live = await self._find(scope)
+        live = await self._producers.find(**scope["path_params"])
         appended = await self._producers.append(
             live,
             epoch=request.epoch,
@@ -88,10 +86,6 @@ class AppendChunks:
             accepted=len(appended.texts),
             duplicates=appended.duplicates,
         )
-
-    async def _find(self, scope: HTTPScope) -> LiveMessage:
-        path = scope["path_params"]
-        return await self._producers.find(path["context_id"], path["message_id"])
 
 
 def decode_request(body: bytes) -> AppendRequest:

@@ -6,6 +6,7 @@ gathered the body is not read on, and TCP slows the producer down to what the da
 """
 
 import asyncio
+from collections.abc import Awaitable
 from contextlib import suppress
 
 from litestar.types import Receive, ReceiveMessage, Send
@@ -22,6 +23,7 @@ from contextd.store.tail import LiveMessage
 LINES_TYPE = "application/x-ndjson"
 GATHERED_BYTES_MAX = 1024 * 1024  # beside one piece of the body: the producer waits beyond this
 LINGER_S = 2.0
+LINGER_CLOSING_S = 0.2
 
 
 class LineBodies:
@@ -32,50 +34,65 @@ class LineBodies:
         self._settings = settings
         self._open = 0
 
-    async def store(self, live: LiveMessage, receive: Receive, send: Send) -> AppendAnswer | None:
+    async def store(
+        self, context_id: str, message_id: str, receive: Receive, send: Send
+    ) -> AppendAnswer | None:
         """Stores a body's lines; None when it broke off, or was refused, which has been answered."""
-        if self._open >= self._settings.line_bodies_max:
-            raise Overloaded("More bodies of lines are open than the server takes on.")
+        body = LineBody(self._producers, self._settings, receive)
         self._open += 1
-        body = LineBody(self._producers, self._settings, live, receive)
         try:
-            await body.store()
+            if self._open > self._settings.line_bodies_max:
+                raise Overloaded("More bodies of lines are open than the server takes on.")
+            await body.store(await self._producers.find(context_id, message_id))
         except ContextdError as error:
-            error.facts |= {"line": body.line, "sequence": body.sequence}
-            await _refuse(send, body, error)
+            if body.line:
+                error.facts |= {"line": body.line, "sequence": body.sequence}
+            await self._refuse(send, body, error)
             return None
         finally:
             self._open -= 1
             body.let_go()
         return None if body.gone else body.answer()
 
+    async def _refuse(self, send: Send, body: "LineBody", error: ContextdError) -> None:
+        """The answer, which may come before the body's end; then nothing more is read of it (§7)."""
+        if body.ended:
+            await send_problem(send, error)
+            return
+        await send_problem(send, error, {"connection": "close"}, last=False)
+        closing = self._producers.closing.is_set()
+        await body.drain(LINGER_CLOSING_S if closing else LINGER_S)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
 
 class LineBody:
-    """One body. After `store` has raised, `line` and `sequence` say where."""
+    """One body. After `store` has raised, `line` and `sequence` say where; `line` 0: before any."""
 
-    def __init__(
-        self, producers: Producers, settings: Settings, live: LiveMessage, receive: Receive
-    ) -> None:
+    _live: LiveMessage
+
+    def __init__(self, producers: Producers, settings: Settings, receive: Receive) -> None:
         self.gone = False
         self.ended = False
         self.line = 0
         self.sequence = 0
         self._producers = producers
-        self._live = live
         self._receive = receive
-        self._reader = LineReader(chunk_bytes_max=settings.chunk_bytes_max)
+        self._silence_s = settings.producer_silence_s
         self._batch_chunks_max = settings.batch_chunks_max
-        self._head = live.head
+        self._reader = LineReader(chunk_bytes_max=settings.chunk_bytes_max)
+        self._head = 0
         self._accepted = 0
         self._duplicates = 0
+        self._checked = False
         self._completed = False
         self._batch = Gathered()
         self._appending: asyncio.Task[Appended] | None = None
         self._receiving: asyncio.Task[None] | None = None
         self._closing = asyncio.ensure_future(producers.closing.wait())
 
-    async def store(self) -> None:
+    async def store(self, live: LiveMessage) -> None:
         """Until the body has ended and all is durable, or it is `gone`. Raises what refused it."""
+        self._live, self._head = live, live.head
         reader = self._reader
         while not self.gone:
             if self._appending is not None:
@@ -88,7 +105,9 @@ class LineBody:
             elif reader.ending is not None and not self._completed:
                 await self._complete(reader.ending)
             elif reader.error is not None:
-                raise self._at(reader.error, reader.number)
+                raise self._at(reader.error, reader.number, reader.sequence)
+            elif reader.epoch is not None and not self._checked:
+                await self._check()
             elif self.ended:
                 return
             else:
@@ -103,13 +122,13 @@ class LineBody:
             duplicates=self._duplicates,
         )
 
-    async def drain(self) -> None:
+    async def drain(self, limit_s: float) -> None:
         """Throws the rest of the body away, for a while.
 
         A connection that is closed with bytes unread is reset, and the answer may be lost with it.
         """
         with suppress(TimeoutError):
-            async with asyncio.timeout(LINGER_S):
+            async with asyncio.timeout(limit_s):
                 if self._receiving is not None:
                     await self._receiving
                 while not (self.gone or self.ended):
@@ -139,7 +158,9 @@ class LineBody:
         waiting: set[asyncio.Future[object]] = {self._receiving, self._closing}  # type: ignore[arg-type]
         if self._appending is not None:
             waiting.add(self._appending)  # type: ignore[arg-type]
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(
+            waiting, timeout=self._silence_s, return_when=asyncio.FIRST_COMPLETED
+        )
         if self._appending is not None and (self._appending.done() or self._closing.done()):
             await self._appended(self._appending)
         if self._closing.done():
@@ -147,6 +168,8 @@ class LineBody:
         if self._receiving.done():
             self._receiving.result()
             self._receiving = None
+        elif not done:
+            await self._check()  # its message may be gone: it must not keep its place for ever
 
     async def _receive_piece(self) -> None:
         message = await self._receive()
@@ -158,7 +181,16 @@ class LineBody:
         self.gone = message["type"] != "http.request"
         self.ended = not self.gone and not message.get("more_body")
 
+    async def _check(self) -> None:
+        """Whether the producer may write, where there is no chunk to find it out with."""
+        self._checked = True
+        try:
+            await self._producers.check(self._live, self._reader.epoch)
+        except ContextdError as error:
+            raise self._at(error, max(1, self._reader.number)) from None
+
     def _append(self) -> asyncio.Task[Appended]:
+        self._checked = True
         self._batch = self._reader.gathered.take(self._batch_chunks_max)
         return asyncio.create_task(self._store(self._batch))
 
@@ -172,19 +204,27 @@ class LineBody:
         )
 
     async def _appended(self, appending: asyncio.Task[Appended]) -> None:
-        """The append's outcome; of one that was refused, what comes before the bad line is stored."""
-        batch, self._appending = self._batch, None
-        try:
-            self._count(await appending)
-        except ContextdError as error:
-            if error.index:
-                self._count(await self._store(batch.take(error.index)))
-            raise self._at(error, batch.numbers[0], batch.sequences[0]) from None
+        """The append's outcome. Of one that was refused, what comes before the bad line is stored."""
+        rest, self._appending = self._batch, None
+        refusal = await self._count(appending)
+        while refusal is not None and refusal.index:
+            first = rest.take(refusal.index)
+            refused_now = await self._count(self._store(first))
+            if refused_now is None:
+                break
+            rest, refusal = first, refused_now  # something happened in between
+        if refusal is not None:
+            raise self._at(refusal, rest.numbers[0], rest.sequences[0])
 
-    def _count(self, appended: Appended) -> None:
+    async def _count(self, appending: Awaitable[Appended]) -> ContextdError | None:
+        try:
+            appended = await appending
+        except ContextdError as error:
+            return error
         self._head = appended.head
         self._accepted += len(appended.texts)
         self._duplicates += appended.duplicates
+        return None
 
     async def _complete(self, ending: Ending) -> None:
         request = CompleteRequest(
@@ -202,13 +242,3 @@ class LineBody:
         self.line = line
         self.sequence = self._head + 1 if sequence is None else sequence
         return error
-
-
-async def _refuse(send: Send, body: LineBody, error: ContextdError) -> None:
-    """The answer, which may come before the body's end; then nothing more is read of it (§7)."""
-    if body.ended:
-        await send_problem(send, error)
-        return
-    await send_problem(send, error, {"connection": "close"}, last=False)
-    await body.drain()
-    await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -53,11 +53,13 @@ class LineReader:
         self.epoch: int | None = None
         self.ending: Ending | None = None
         self.number = 0  # of the last line that was read
+        self.sequence: int | None = None  # that its chunk has, or would have, if that is known
         self.error: ContextdError | None = None  # of the line `number`; nothing is read after it
         self._chunk_bytes_max = chunk_bytes_max
         self._line_bytes_max = ESCAPE_FACTOR * chunk_bytes_max + LINE_OVERHEAD_BYTES
         self._rest = b""
         self._begun = False
+        self._following: int | None = None
 
     def feed(self, piece: bytes, *, last: bool) -> None:
         """Reads the lines that are whole with this piece; with the `last` one, what is left too."""
@@ -69,6 +71,7 @@ class LineReader:
         if end:
             self._read(data[:end])
         if self.error is None and len(self._rest) > self._line_bytes_max:
+            self.sequence = self._following
             self._refuse(self.number + 1, self._too_large())
 
     def _read(self, block: bytes) -> None:
@@ -78,6 +81,7 @@ class LineReader:
         for number, line in self._lines(block):
             self.number = number
             content = line.content
+            self.sequence = line.sequence or self._following
             if content is None or nul or self.ending or line.epoch or line.complete:
                 if not self._take_special(number, line):
                     return
@@ -91,6 +95,7 @@ class LineReader:
             sizes.append(size)
             sequences.append(line.sequence)
             numbers.append(number)
+            self._following = self.sequence and self.sequence + 1
             self._begun = True
 
     def _lines(self, block: bytes) -> Iterable[tuple[int, Line]]:
@@ -110,6 +115,7 @@ class LineReader:
             self.number = before + index
             if not raw.strip():
                 continue
+            self.sequence = self._following
             try:
                 yield self.number, _decoder.decode(raw)
             except msgspec.ValidationError as error:

@@ -34,6 +34,7 @@ from contextd.core.errors import (
     StaleProducer,
     TurnNotFound,
     UnsupportedMediaType,
+    WorkflowNotFound,
 )
 
 log = structlog.get_logger(__name__)
@@ -45,6 +46,7 @@ STATUSES: Mapping[type[ContextdError], int] = {
     MessageNotFound: 404,
     BranchNotFound: 404,
     TurnNotFound: 404,
+    WorkflowNotFound: 404,
     NotFound: 404,
     MethodNotAllowed: 405,
     IdTaken: 409,

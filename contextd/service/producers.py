@@ -122,6 +122,16 @@ class Producers:
         live.skip_to(row.head, row.bytes)
         return live
 
+    async def check(self, live: LiveMessage, epoch: int | None) -> None:
+        """Whether a producer may write. Raises as `append` does."""
+        try:
+            row = await self._reader.message(live.context_id, live.message_id)
+        except MessageNotFound:
+            raise ContextNotFound(live.context_id) from None
+        _check_epoch(row, epoch)
+        if row.status != MessageStatus.STREAMING:
+            raise MessageClosed(message_status=row.status, final_sequence=row.final_sequence)
+
     async def append(
         self,
         live: LiveMessage,
@@ -247,8 +257,7 @@ class Producers:
             raise MessageNotFound(message_id)
         if row.producer_id is None:
             raise _refuse_not_produced(edit.state, row)
-        if epoch not in (None, row.fence):
-            raise StaleProducer(row.fence)
+        _check_epoch(row, epoch)
         if row.status not in (MessageStatus.STREAMING, ended):
             raise MessageClosed(message_status=row.status, final_sequence=row.final_sequence)
         return row
@@ -280,6 +289,11 @@ def _refuse_not_produced(state: State, row: AnyRow) -> ContextdError:
     if row.status == MessageStatus.STREAMING:
         return ContextBusy(state)
     return MessageClosed(message_status=row.status, final_sequence=row.final_sequence)
+
+
+def _check_epoch(row: AnyRow, epoch: int | None) -> None:
+    if epoch not in (None, row.fence):
+        raise StaleProducer(row.fence)
 
 
 def _check_final(head: int, final_sequence: int) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import msgspec
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -152,7 +152,7 @@ class Appender:
                 await self._sql.insert_chunks(connection, rows)
                 written += len(rows)
             for key, parts in by_message.items():
-                waiting = await _judge(connection, key, parts) + waiting
+                waiting = await _judge(connection, key, parts, now) + waiting
         return written
 
     async def _advance(
@@ -219,7 +219,9 @@ def _number(
         part.append.result = Appended(sequence, start, part.texts, ends, part.duplicates)
 
 
-async def _judge(connection: AsyncConnection, key: int, parts: Sequence[_Part]) -> list[_Part]:
+async def _judge(
+    connection: AsyncConnection, key: int, parts: Sequence[_Part], now: int
+) -> list[_Part]:
     """Says of each append to a message that was not moved what it is; returns what is yet to write.
 
     The row is locked, so what is returned fits when it is tried again.
@@ -238,6 +240,9 @@ async def _judge(connection: AsyncConnection, key: int, parts: Sequence[_Part]) 
             continue
         if missing.texts:
             return [missing, *parts[index + 1 :]]
+        await connection.execute(  # a repeat is a sign of life, too
+            update(heads).where(heads.c.message_key == key).values(written_at=now)
+        )
         append.result = Appended(
             row.head, row.bytes, (), (), missing.duplicates, closed=not row.is_open
         )

@@ -14,8 +14,10 @@ from typing import Any
 from urllib.parse import parse_qs, unquote
 
 import uvicorn
+from fake_producing import FakeProducing
 from fake_wire import (
     AT,
+    CutError,
     FakeContext,
     FakeMessage,
     FakeTurn,
@@ -30,15 +32,12 @@ from fake_wire import (
 )
 
 
-class CutError(Exception):
-    """Makes uvicorn drop the connection in the middle of an answer."""
-
-
 class FakeContextd:
     def __init__(self) -> None:
         self.url = ""
         self.contexts: dict[str, FakeContext] = {}
         self.faults = Faults()
+        self.producing = FakeProducing(self)
         self.script: list[tuple[str, str]] | None = None
         self.rate_s = 0.0
         self.sends: dict[str, dict[str, Any]] = {}
@@ -129,6 +128,10 @@ class FakeContextd:
         match request.method, rest:
             case "GET", []:
                 await request.answer(200, context_json(context))
+            case "PATCH", []:
+                for name, value in request.body.items():
+                    setattr(context, name, value)
+                await request.answer(200, context_json(context))
             case "DELETE", []:
                 self.delete(context)
                 await request.answer(204, None)
@@ -144,6 +147,8 @@ class FakeContextd:
                 await request.answer(200, message_json(context, context.messages[id_]))
             case "GET", ["messages", id_, "content"]:
                 await self._content(request, context, context.messages[id_])
+            case "PUT" | "POST", ["messages", id_, *verb]:
+                await self.producing.answer(request, context, id_, *verb)
             case "GET", ["turns"]:
                 items = [turn_json(context, turn) for turn in context.turns.values()]
                 await request.answer(200, {"items": items, "next_cursor": None})

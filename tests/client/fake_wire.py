@@ -4,9 +4,13 @@ import asyncio
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 AT = "2026-01-02T03:04:05.678Z"
+
+
+class CutError(Exception):
+    """Makes uvicorn drop the connection in the middle of an answer."""
 
 
 @dataclass
@@ -18,6 +22,11 @@ class FakeMessage:
     chunks: list[str] = field(default_factory=list)
     status: str = "streaming"
     revision: int = 0
+    producer_id: str | None = None
+    epoch: int = 0
+    finish_reason: str | None = None
+    usage: dict[str, int] | None = None
+    error: dict[str, str] | None = None
 
     @property
     def text(self) -> str:
@@ -37,6 +46,7 @@ class FakeTurn:
 class FakeContext:
     id: str
     title: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
     state: str = "idle"
     revision: int = 1
     messages: dict[str, FakeMessage] = field(default_factory=dict)
@@ -109,7 +119,7 @@ def context_json(context: FakeContext) -> dict[str, Any]:
         "tools": [],
         "approval_policy": {},
         "on_busy": "enqueue",
-        "metadata": {},
+        "metadata": context.metadata,
         "message_count": len(context.messages),
         "open_messages": [],
         "pending_tool_calls": [],
@@ -134,15 +144,15 @@ def message_json(context: FakeContext, message: FakeMessage) -> dict[str, Any]:
         "current_sequence": len(message.chunks),
         "final_sequence": len(message.chunks) if closed else None,
         "media_type": "text/plain",
-        "finish_reason": None,
-        "usage": None,
-        "error": None,
+        "finish_reason": message.finish_reason,
+        "usage": message.usage,
+        "error": message.error,
         "metadata": {},
         "client_metadata": {},
         "stats": None,
         "created_at": AT,
         "completed_at": AT if closed else None,
-    }
+    } | ({"epoch": message.epoch} if message.producer_id else {})
 
 
 def turn_json(context: FakeContext, turn: FakeTurn) -> dict[str, Any]:
@@ -204,11 +214,19 @@ class Request:
         await self.begin(status, "application/json")
         await self.more(b"" if body is None else json.dumps(body).encode(), last=True)
 
-    async def refuse(self, status: int, code: str, detail: str, retry_after: str = "") -> None:
+    async def refuse(
+        self, status: int, code: str, detail: str, retry_after: str = "", **facts: Any
+    ) -> None:
         headers = {"retry-after": retry_after} if retry_after else {}
         await self.begin(status, "application/problem+json", headers)
-        problem = {"type": code, "status": status, "code": code, "detail": detail}
+        problem = {"type": code, "status": status, "code": code, "detail": detail, **facts}
         await self.more(json.dumps(problem).encode(), last=True)
+
+    async def cut(self) -> NoReturn:
+        """No answer: the connection breaks."""
+        await self.begin(200, "application/json", {"content-length": "100000"})
+        await self.more(b"{")
+        raise CutError
 
     async def gone(self) -> None:
         while (await self.receive())["type"] != "http.disconnect":

@@ -1,0 +1,83 @@
+"""One server over HTTP: a request, and its answer as a type or as an error."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import httpx
+import msgspec
+
+from contextd.client.errors import ApiError, UnreachableError, reason_of
+
+KEPT_CONNECTIONS_MAX = 16  # idle ones, for the next requests
+
+T = TypeVar("T")
+
+
+class Wire:
+    """Raises `UnreachableError` where no answer comes and `ApiError` for a refusal.
+
+    `timeout_s` bounds each request; `http` is for what needs more than a request and its answer.
+    """
+
+    def __init__(
+        self, base_url: str, *, timeout_s: float, transport: httpx.AsyncBaseTransport | None
+    ) -> None:
+        self.base_url = base_url
+        self.timeout_s = timeout_s
+        # Each `follow` holds a connection: with a limit, pulls could wait for streams to end.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=KEPT_CONNECTIONS_MAX)
+        try:
+            self.http = httpx.AsyncClient(
+                base_url=base_url, timeout=timeout_s, limits=limits, transport=transport
+            )
+        except httpx.InvalidURL as error:
+            raise UnreachableError(base_url, str(error)) from None
+
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        type_: type[T],
+        *,
+        params: Mapping[str, Any] | None = None,
+        body: Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
+    ) -> T:
+        """The answer as a `type_`."""
+        response = await self.request(method, path, params, body, timeout_s)
+        try:
+            return msgspec.json.decode(response.content, type=type_)
+        except msgspec.DecodeError:
+            raise ApiError.of(response) from None
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        params: Mapping[str, Any] | None = None,
+        body: Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
+    ) -> httpx.Response:
+        """The answer as it came. Parameters that are null are left out."""
+        try:
+            response = await self.http.request(
+                method,
+                path,
+                params={name: value for name, value in (params or {}).items() if value is not None},
+                content=None if body is None else msgspec.json.encode(body),
+                headers=None if body is None else {"Content-Type": "application/json"},
+                timeout=timeout_s or self.timeout_s,
+            )
+        except httpx.TransportError as error:
+            raise UnreachableError(self.base_url, reason_of(error)) from error
+        if not response.is_success:
+            raise ApiError.of(response)
+        return response
+
+
+def path_of(context_id: str, *rest: str) -> str:
+    """Ids may be `.` and `..`, which URLs would take for folders unless the dots are escaped."""
+    parts = (quote(part, safe="") for part in (context_id, *rest))
+    escaped = (part.replace(".", "%2E") if part in {".", ".."} else part for part in parts)
+    return "/contexts/" + "/".join(escaped)
