@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 from litestar.connection import ASGIConnection, Request
+from litestar.exceptions import InternalServerException
 from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
 
 from contextd.core.errors import (
@@ -136,7 +137,10 @@ async def _check_body(request: Request[Any, Any, Any], handler: HTTPRouteHandler
     media_type = (headers.get("content-type") or "").partition(";")[0].strip().lower()
     if media_type not in JSON_TYPES:
         raise UnsupportedMediaType("The body must be application/json.")
-    body = await request.body()
+    try:
+        body = await request.body()
+    except InternalServerException:  # Litestar's word for a client that went away in the middle
+        raise InvalidRequest.of("body", "the connection broke off") from None
     try:
         _decoder(field.annotation if (field := handler.parsed_data_field) else NoFields).decode(
             body

@@ -22,6 +22,7 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]
 
 from cut_run import run_cuts  # noqa: E402 - found by the paths above
 from kill_run import KillRun  # noqa: E402
+from producer_run import ProducerRun  # noqa: E402
 from shutdown_run import run_shutdown  # noqa: E402
 
 Show = Callable[[int], None]
@@ -58,6 +59,9 @@ def _parse() -> Namespace:
     parser.add_argument(
         "--streams", type=int, default=0, metavar="N", help="stop a server with N open streams"
     )
+    parser.add_argument(
+        "--producers", type=int, default=0, metavar="N", help="do N faults to producers"
+    )
     parser.add_argument("--seed", default="1", help="the same seed makes the same plans")
     parser.add_argument(
         "--database", metavar="URL", help="an empty database (default: SQLite files)"
@@ -71,9 +75,11 @@ def _parse() -> Namespace:
     )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     arguments = parser.parse_args()
-    chosen = (arguments.cuts, arguments.kills, arguments.takeovers, arguments.streams)
+    chosen = [
+        getattr(arguments, name) for name in ("cuts", "kills", "takeovers", "streams", "producers")
+    ]
     if not any(chosen):
-        parser.error("nothing to do: name --cuts, --kills, --takeovers or --streams")
+        parser.error("nothing to do: name --cuts, --kills, --takeovers, --streams or --producers")
     if arguments.database and sum(map(bool, chosen)) > 1:
         parser.error("one empty database serves one run")
     return arguments
@@ -98,11 +104,16 @@ def _runs(arguments: Namespace) -> list[tuple[str, int, Run]]:
         count = arguments.streams
         return run_shutdown(streams=count, turns=20, seed=seed, folder=folder, url=url)
 
+    def producers(folder: Path, show: Show) -> Awaitable[dict[str, Any]]:
+        run = ProducerRun(seed=seed, folder=folder, url=url, settings=settings)
+        return run.run(arguments.producers, show)
+
     named: list[tuple[str, int, Run]] = [
         ("cuts", arguments.cuts, cuts),
         ("kills", arguments.kills, kills),
         ("takeovers", arguments.takeovers, takeovers),
         ("streams", arguments.streams, streams),
+        ("producers", arguments.producers, producers),
     ]
     return [(name, total, run) for name, total, run in named if total]
 
