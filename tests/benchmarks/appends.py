@@ -4,24 +4,24 @@ import asyncio
 import gc
 import sys
 import tempfile
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import uvloop
 
-from benchmarks.bare_commits import TEXT, Append, BareLoop, per_second
+from benchmarks.bare_commits import Append, BareLoop, per_second
 from benchmarks.figures import Goal, Round, Row, make_row
 from benchmarks.opening import LEASE_S, open_message
+from benchmarks.pacing import TEXT
 from benchmarks.processes import answer
 from benchmarks.scale import Scale
 from contextd.app import GC_THRESHOLDS, running
 from contextd.service import Ledger
 from contextd.settings import Settings
-from contextd.store.notices import StartedTurn
 from contextd.store.engines import make_engines
+from contextd.store.notices import StartedTurn
 from contextd.store.tail import LiveMessage
 from contextd.store.upgrade import upgrade
 
@@ -71,7 +71,9 @@ async def compare(folder: Path, options: Options) -> dict[str, Any]:
         bare = BareLoop(connection, writers=WRITERS)
         committing = asyncio.create_task(bare.run())
         append = through_service(ledger, opened)
-        await per_second(append, WRITERS, options.seconds / 4)  # both have compiled their statements
+        await per_second(
+            append, WRITERS, options.seconds / 4
+        )  # both have compiled their statements
         await per_second(bare.append, WRITERS, options.seconds / 4)
         commits, written = ledger.writer.commits, ledger.writer.chunks_written
         rounds = []

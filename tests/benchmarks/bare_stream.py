@@ -40,9 +40,14 @@ class Stream:
         elif path.endswith("/messages"):
             pace = msgspec.json.decode(await _content(receive), type=Pace)
             self._beating = asyncio.create_task(self._beat(pace))
-            await _answer(send, 202, b"{}")
+            await respond(send, 202, b"{}")
         else:
-            await _answer(send, 201, b"{}")
+            await respond(send, 201, b"{}")
+
+    def tell(self, stamps: list[str]) -> None:
+        """There is more text."""
+        self._stamps += stamps
+        self._give(_DELTA % len(self._stamps))
 
     def close(self) -> None:
         """Ends every stream."""
@@ -66,12 +71,11 @@ class Stream:
         head = len(self._stamps)
         text = "".join(self._stamps[start:])
         body = b'{"from_sequence":%d,"sequence":%d,"content":"%b","head_sequence":%d}'
-        await _answer(send, 200, body % (start, head, text.encode(), head))
+        await respond(send, 200, body % (start, head, text.encode(), head))
 
     async def _beat(self, pace: Pace) -> None:
-        async for sequence in beats(pace):
-            self._stamps.append(stamp())
-            self._give(_DELTA % sequence)
+        async for _ in beats(pace):
+            self.tell([stamp()])
 
     def _give(self, block: bytes | None) -> None:
         waiting, self._waiting = self._waiting, []
@@ -91,7 +95,8 @@ async def _content(receive: Any) -> str:
     return content
 
 
-async def _answer(send: Any, status: int, body: bytes) -> None:
+async def respond(send: Any, status: int, body: bytes) -> None:
+    """A whole answer."""
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),

@@ -118,22 +118,32 @@ class Puller(asyncio.Protocol):
             self._pull()
 
 
-async def follow(options: Options) -> dict[str, Any]:
-    """The reader, from the first chunk to the last."""
-    create_context(options.url, CONTEXT)
+async def ready(options: Options) -> Puller:
+    """A reader that is attached, and current."""
     loop = asyncio.get_running_loop()
-    transport, puller = await loop.create_connection(lambda: Puller(options), *address(options.url))
+    _, puller = await loop.create_connection(lambda: Puller(options), *address(options.url))
     path = f"/contexts/{CONTEXT}/stream?throttle_ms=0"
     await attach(options.url, [path], lambda _: puller.take)
-    send_text(options.url, CONTEXT, msgspec.json.encode(Pace(options.signals, RATE)).decode())
+    return puller
+
+
+async def latencies(puller: Puller, options: Options) -> dict[str, Any]:
+    """What a reader has found, once it has everything."""
     await asyncio.wait_for(puller.complete, options.signals / RATE + WAIT_S)
-    transport.close()
     return {
         "p50_ms": round(percentile(puller.latencies_ms, 0.5), 3),
         "p99_ms": round(percentile(puller.latencies_ms, 0.99), 3),
         "chunks": len(puller.latencies_ms),
         "pulls": puller.pulls,
     }
+
+
+async def follow(options: Options) -> dict[str, Any]:
+    """The reader, from the first chunk to the last."""
+    create_context(options.url, CONTEXT)
+    puller = await ready(options)
+    send_text(options.url, CONTEXT, msgspec.json.encode(Pace(options.signals, RATE)).decode())
+    return await latencies(puller, options)
 
 
 def main() -> None:

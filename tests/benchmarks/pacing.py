@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 import msgspec
 
 STAMP_DIGITS = 20
+TEXT = "0123456789abcdefghij"  # a chunk as long, of those who measure no time
 
 
 class Pace(msgspec.Struct, frozen=True):

@@ -6,11 +6,11 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
@@ -19,15 +19,12 @@ ANSWER_S = 120  # a process that says nothing for so long is killed, and the run
 LISTENS = "listens on "
 
 
-class Child:
-    """`python -m benchmarks.<module> <json>`, whose standard output is read line by line."""
+class Command:
+    """A process whose standard output is read line by line."""
 
-    def __init__(
-        self, module: str, options: object = None, *, environ: Mapping[str, str] | None = None
-    ) -> None:
-        argument = msgspec.json.encode(options).decode()
+    def __init__(self, command: Sequence[str], *, environ: Mapping[str, str] | None = None) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", f"benchmarks.{module}", argument],
+            command,
             env=_environ() | dict(environ or {}),
             cwd=TESTS,  # which Python puts before everything else
             stdin=subprocess.PIPE,
@@ -81,7 +78,7 @@ class Child:
             self._process.kill()
             return self._process.wait()
 
-    def __enter__(self) -> "Child":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -98,6 +95,16 @@ class Child:
                 pipe.close()
 
 
+class Child(Command):
+    """`python -m benchmarks.<module> <json>`."""
+
+    def __init__(
+        self, module: str, options: object = None, *, environ: Mapping[str, str] | None = None
+    ) -> None:
+        argument = msgspec.json.encode(options).decode()
+        super().__init__([sys.executable, "-m", f"benchmarks.{module}", argument], environ=environ)
+
+
 def answer(module: str, options: object = None) -> Any:
     """Runs a client to its end; returns the one line that it prints."""
     with Child(module, options) as child:
@@ -110,7 +117,17 @@ class Running(msgspec.Struct, frozen=True):
     """A server and its address."""
 
     url: str
-    child: Child
+    child: Command
+
+
+@contextmanager
+def contextd_alone() -> Iterator[Running]:
+    """contextd on a new database."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        start_contextd(Path(folder) / "contextd.db") as contextd,
+    ):
+        yield Running(contextd.read_url(), contextd)
 
 
 @contextmanager

@@ -24,6 +24,16 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     exit_rounds: int
     exit_streams: int
     exit_turns: int
+    produced_rounds: int
+    produced_lines: int
+    produced_batches: int
+    produced_posts: int
+    line_latency_rounds: int
+    line_latency_chunks: int
+    flood_rounds: int
+    flood_mib: int
+    other_rounds: int
+    other_posts: int
 
 
 FULL: Final = Scale(
@@ -43,6 +53,16 @@ FULL: Final = Scale(
     exit_rounds=2,
     exit_streams=1000,
     exit_turns=20,
+    produced_rounds=5,
+    produced_lines=320_000,
+    produced_batches=200,
+    produced_posts=250,
+    line_latency_rounds=3,
+    line_latency_chunks=300,
+    flood_rounds=2,
+    flood_mib=400,
+    other_rounds=3,
+    other_posts=100,
 )
 
 QUICK: Final = Scale(
@@ -62,4 +82,14 @@ QUICK: Final = Scale(
     exit_rounds=1,
     exit_streams=20,
     exit_turns=2,
+    produced_rounds=1,
+    produced_lines=6400,
+    produced_batches=2,
+    produced_posts=4,
+    line_latency_rounds=1,
+    line_latency_chunks=10,
+    flood_rounds=1,
+    flood_mib=8,
+    other_rounds=1,
+    other_posts=2,
 )

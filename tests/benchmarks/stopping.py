@@ -8,7 +8,7 @@ import msgspec
 from benchmarks.figures import Goal, Round, Row, make_row
 from benchmarks.holding import Options
 from benchmarks.pacing import Pace
-from benchmarks.processes import Child, both_servers
+from benchmarks.processes import Child, Command, both_servers
 from benchmarks.scale import Scale
 
 TURN = Pace(chunks=1_000_000, rate=50)
@@ -38,7 +38,7 @@ def measure(scale: Scale) -> Row:
     )
 
 
-def stop(server: Child, options: Options) -> dict[str, Any]:
+def stop(server: Command, options: Options) -> dict[str, Any]:
     """Stops a server that has its hands full."""
     with Child("holding", options) as client:
         opened = client.read()["open"]

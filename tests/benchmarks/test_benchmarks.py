@@ -1,5 +1,6 @@
 """The benchmarks run, and each row says what a reader of it needs. No speed is asserted here."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,12 +8,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from benchmarks import bare_hosting
+from benchmarks import bare_hosting, others, producers
+from benchmarks.command import FIGURES
 from benchmarks.figures import Goal, Row, alternate, percentile
+from benchmarks.pacing import TEXT
 from contextd import app
 
 HERE = Path(__file__).resolve().parent
-FIGURES = {"appends", "pulls", "readers", "replay", "latency", "idle", "stopping"}
+INSIDE = {"appends", "pulls", "readers", "replay", "latency", "idle", "stopping"}
+PRODUCED = {"lines_1", "lines_64", "batches", "posts", "line_latency", "line_flood"}
+OTHERS = {"durable_streams", "rakaia"}
 
 
 def test_bare_servers_run_under_the_options_of_contextd() -> None:
@@ -21,16 +26,20 @@ def test_bare_servers_run_under_the_options_of_contextd() -> None:
         assert getattr(bare_hosting, name) == getattr(app, name)
 
 
+def test_every_figure_is_measured_in_a_quick_run() -> None:
+    """None is registered without being tried here."""
+    assert set(FIGURES) == INSIDE | PRODUCED | OTHERS
+
+
 @pytest.mark.slow
-def test_quick_run_measures_every_figure_against_a_limit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", [INSIDE, PRODUCED])
+def test_quick_run_measures_every_figure_against_a_limit(tmp_path: Path, names: set[str]) -> None:
     """`python tests/benchmarks --quick` gives one complete row per figure and exits cleanly."""
     path = tmp_path / "rows.jsonl"
-    command = [sys.executable, str(HERE), "--quick", "--json", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    done = run("--quick", "--json", str(path), names=names)
     assert done.stdout == ""
     rows = [msgspec.json.decode(line, type=Row) for line in path.read_text().splitlines()]
-    assert {row.name for row in rows} == FIGURES
+    assert {row.name for row in rows} == names
     for row in rows:
         assert row.unit
         assert row.what
@@ -41,6 +50,67 @@ def test_quick_run_measures_every_figure_against_a_limit(tmp_path: Path) -> None
         assert row.met is row.goal.met(row.ratio, row.value)
         assert (row.goal.at_least is None) is not (row.goal.at_most is None)
         assert row.name in done.stderr
+
+
+@pytest.mark.slow
+def test_what_is_not_installed_is_left_out() -> None:
+    """The run says so, prints no row for it, and exits cleanly."""
+    done = run("--quick", names=OTHERS)
+    assert done.stdout == ""
+    for name in OTHERS:
+        assert f"left out {name}" in done.stderr
+
+
+def run(*arguments: str, names: set[str]) -> subprocess.CompletedProcess[str]:
+    """The command, on a machine on which the others are not."""
+    only = [part for name in sorted(names) for part in ("--only", name)]
+    environ = {name: value for name, value in os.environ.items() if name not in others.SETTINGS}
+    done = subprocess.run(
+        [sys.executable, str(HERE), *arguments, *only],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environ,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_body_of_lines_in_pieces_is_what_a_server_puts_together_again() -> None:
+    """The producers' bytes are numbered lines, in pieces whose lengths are right."""
+    body = producers.lines(5)
+    assert [msgspec.json.decode(line) for line in body.splitlines()] == [
+        {"sequence": sequence, "content": TEXT} for sequence in range(1, 6)
+    ]
+    left, pieces = producers.in_pieces(body, lines_each=2), []
+    while left:
+        length, _, left = left.partition(b"\r\n")
+        pieces.append(left[: int(length, 16)])
+        assert left[int(length, 16) :].startswith(b"\r\n")
+        left = left[int(length, 16) + 2 :]
+    assert [piece.count(b"\n") for piece in pieces] == [2, 2, 1, 0]
+    assert b"".join(pieces) == body
+
+
+@pytest.mark.parametrize("shape", ["batches", "posts"])
+def test_requests_of_a_connection_number_its_chunks_without_a_gap(shape: producers.Shape) -> None:
+    """So that a lost or doubled request would be refused, and the run would fail."""
+    chunks = 1 if shape == "posts" else 3
+    options = producers.Options(
+        url="http://127.0.0.1:1",
+        server_pid=0,
+        run="run",
+        shape=shape,
+        connections=1,
+        requests=4,
+        chunks=chunks,
+    )
+    sequences = []
+    for head, body in producers.requests(options, "/path", list(producers.bodies(options))):
+        assert b"Content-Length: %d\r\n" % len(body) in head
+        decoded = msgspec.json.decode(body)
+        sequences += [chunk["sequence"] for chunk in decoded.get("chunks", [decoded])]
+    assert sequences == list(range(1, 4 * chunks + 1))
 
 
 @pytest.mark.parametrize(

@@ -39,17 +39,28 @@ def get(connection: http.client.HTTPConnection, path: str) -> bytes:
 
 def post(url: str, path: str, body: object) -> bytes:
     """Posts JSON; the body of the answer, which must be a success."""
-    connection = connect(url)
-    headers = {"Content-Type": "application/json"}
-    connection.request("POST", path, msgspec.json.encode(body), headers)
-    found = _body(connection, path)
-    connection.close()
-    return found
+    return _ask(url, "POST", path, body)
+
+
+def put(url: str, path: str, body: object) -> bytes:
+    """Puts JSON; the body of the answer, which must be a success."""
+    return _ask(url, "PUT", path, body)
 
 
 def create_context(url: str, context_id: str) -> None:
     """A context with nothing in it."""
     post(url, "/contexts", {"id": context_id})
+
+
+def message_path(context_id: str, message_id: str) -> str:
+    """Where a message is."""
+    return f"/contexts/{context_id}/messages/{message_id}"
+
+
+def open_produced(url: str, context_id: str, message_id: str) -> None:
+    """A new context, and a message in it that a producer may write."""
+    create_context(url, context_id)
+    put(url, message_path(context_id, message_id), {"producer": {"id": "bench"}})
 
 
 def send_text(url: str, context_id: str, content: str) -> None:
@@ -73,7 +84,16 @@ def finished_answer(url: str, context_id: str) -> str:
 
 def content_path(context_id: str, message_id: str, from_sequence: int) -> str:
     """Where the text after a position is pulled from."""
-    return f"/contexts/{context_id}/messages/{message_id}/content?from_sequence={from_sequence}"
+    return f"{message_path(context_id, message_id)}/content?from_sequence={from_sequence}"
+
+
+def _ask(url: str, method: str, path: str, body: object) -> bytes:
+    connection = connect(url)
+    headers = {"Content-Type": "application/json"}
+    connection.request(method, path, msgspec.json.encode(body), headers)
+    found = _body(connection, path)
+    connection.close()
+    return found
 
 
 def _body(connection: http.client.HTTPConnection, path: str) -> bytes:
