@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -24,16 +25,20 @@ from contextd.provider import Provider
 from contextd.provider.openai import OpenAIProvider
 from contextd.provider.scripted import ScriptedProvider
 from contextd.service import (
+    Branches,
+    Calls,
     Content,
     Contexts,
     Ledger,
     Messages,
+    Payloads,
     Producers,
     Records,
     Recovery,
     Service,
     Steps,
     Streams,
+    Toolset,
 )
 from contextd.settings import Settings, SettingsError
 from contextd.signals.hub import Hub
@@ -43,14 +48,17 @@ from contextd.store.reader import Reader
 from contextd.store.tail import Tail
 from contextd.store.upgrade import upgrade
 from contextd.store.writer import Writer
-from contextd.turns import Turns
+from contextd.tools.arguments import ArgumentChecker
+from contextd.tools.server import ServerTools, open_workspace
+from contextd.tools.workspace import Workspace
+from contextd.turns import Executing, Turns
+from contextd.workflows import Workflows
 
 log = structlog.get_logger(__name__)
 
 # Objects live long here and cycles are rare: fewer, later collections cut the worst delays of a
 # thousand readers from 57 to 11 ms.
 GC_THRESHOLDS = (50_000, 20, 1000)
-SWITCH_S = 0.0001
 CLOSE_S = 5.0  # for each thing that is let go at the end
 BACKLOG = 4096
 KEEP_ALIVE_S = 75
@@ -113,7 +121,7 @@ async def running(
 ) -> AsyncIterator[Contextd]:
     """contextd without its socket: the database upgraded, the turns recovered, everything at work.
 
-    Raises `StoreError` when the database cannot be used.
+    Raises `StoreError` when the database cannot be used, `SettingsError` for tools that are wrong.
     """
     database_id = await upgrade(settings.database)
     engines = make_engines(settings.database, readers=settings.readers)
@@ -137,10 +145,18 @@ async def running(
         new_id=make_id,
     )
     in_use = dict(providers or make_providers(settings))
-    service = make_service(settings, ledger, reader, in_use)
+    workspace = open_workspace(settings)
+    tools = ServerTools(settings, workspace)
+    checker = ArgumentChecker()
+    toolset = Toolset(lambda: tools.by_name)
+    service = make_service(settings, ledger, reader, in_use, toolset, checker, workspace)
     turns = Turns(
         ledger=ledger,
         steps=service.steps,
+        calls=service.calls,
+        toolset=toolset,
+        executing=Executing(service.calls, toolset, checker, settings),
+        payloads=service.payloads,
         recovery=service.recovery,
         reader=reader,
         providers=in_use,
@@ -150,6 +166,7 @@ async def running(
     hub.start()
     background: list[asyncio.Task[Any]] = []
     try:
+        await tools.open()
         await presence.enter(service.recovery.expire_all_leases)
         await turns.recover()
         background += [
@@ -175,6 +192,8 @@ async def running(
             service.streams.close,
             writer.close,
             reader.close,
+            tools.close,
+            checker.close,
             *(provider.aclose for provider in in_use.values()),
             presence.leave,
             engines.dispose,
@@ -193,16 +212,29 @@ async def _within_limit(close: Callable[[], Awaitable[object]]) -> None:
 
 
 def make_service(
-    settings: Settings, ledger: Ledger, reader: Reader, providers: Mapping[str, Provider]
+    settings: Settings,
+    ledger: Ledger,
+    reader: Reader,
+    providers: Mapping[str, Provider],
+    toolset: Toolset,
+    checker: ArgumentChecker,
+    workspace: Workspace | None,
 ) -> Service:
     """The rooms of the service, put together."""
     lease_ms = round(settings.lease_s * 1000)
     steps = Steps(ledger, lease_ms=lease_ms, attempts_max=settings.attempts_max)
+    workflows = Workflows(Path(settings.workflows) if settings.workflows else None)
+    payloads = Payloads(
+        steps, workspace=workspace, workflows=workflows, bytes_max=settings.file_bytes_max
+    )
     return Service(
         ledger=ledger,
+        workflows=workflows,
+        payloads=payloads,
         contexts=Contexts(
             ledger,
             reader,
+            toolset=toolset,
             default_provider=settings.provider,
             providers=sorted(providers),
             metadata_bytes_max=settings.metadata_bytes_max,
@@ -211,6 +243,7 @@ def make_service(
             ledger,
             reader,
             steps,
+            payloads,
             queue_max=settings.queue_max,
             page_bytes_max=settings.pull_bytes_max,
             metadata_bytes_max=settings.metadata_bytes_max,
@@ -232,6 +265,15 @@ def make_service(
             silence_ms=round(settings.producer_silence_s * 1000),
             metadata_bytes_max=settings.metadata_bytes_max,
         ),
+        calls=Calls(
+            ledger,
+            reader,
+            steps,
+            toolset=toolset,
+            checker=checker,
+            chunk_bytes_max=settings.chunk_bytes_max,
+        ),
+        branches=Branches(ledger, reader),
         streams=Streams(ledger, reader, streams_max=settings.streams_max, poll_s=settings.poll_s),
     )
 
@@ -347,7 +389,6 @@ async def serve(settings: Settings, console: Console) -> None:
             gc.collect()
             gc.freeze()
             gc.set_threshold(*GC_THRESHOLDS)
-            sys.setswitchinterval(SWITCH_S)
             await _Server(config, contextd, start_up, console).serve(sockets=[listening])
     finally:
         listening.close()

@@ -12,6 +12,7 @@ NOISY = (
     "aiosqlite",
     "alembic",
     "httpcore",
+    "httpcore2",
     "httpx",
     "httpx2",
     "openai",

@@ -55,6 +55,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     history_bytes_max: Bytes = 4 * 1024 * 1024
     queue_max: Annotated[int, Meta(ge=1, le=10_000)] = 100
 
+    # Tools (§8).
+    workspace: str | None = None
+    tools: str | None = None
+    mcp_servers: str | None = None
+    workflows: str | None = None
+    file_bytes_max: Bytes = 64 * 1024
+    tool_timeout_s: Seconds = 30.0
+    tool_arguments_bytes_max: Bytes = 256 * 1024
+    tool_result_bytes_max: Bytes = 256 * 1024
+
     # Producers (§7).
     producer_silence_s: Annotated[float, Meta(ge=0.1, le=31_536_000)] = 120.0
     batch_chunks_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 1000

@@ -1,4 +1,4 @@
-"""Every operation over HTTP (§2 to §7), decoded into the core's types, and the stream (§4)."""
+"""Every operation over HTTP (§2 to §7, §9), decoded into the core's types, and the stream (§4)."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping, Sequence
@@ -23,6 +23,7 @@ from contextd.client.producing import (
 from contextd.client.wire import Wire, path_of
 from contextd.client.wrapping import whole, wrapped
 from contextd.core import signal
+from contextd.core.branch import Branch, BranchPage, MergeAnswer
 from contextd.core.context import Context, ContextPage
 from contextd.core.message import Message, MessagePage, Pull, RangePull, SendAnswer
 from contextd.core.turn import (
@@ -191,6 +192,42 @@ class Client:
     async def retry(self, context_id: str) -> RetryAnswer:
         """Tries the failed turn again, as a new one."""
         return await self._wire.ask("POST", path_of(context_id, "retry"), RetryAnswer)
+
+    def branches(self, context_id: str) -> AsyncGenerator[Branch]:
+        """All branches, oldest first (§9)."""
+        return self._items(path_of(context_id, "branches"), BranchPage)
+
+    async def get_branch(self, context_id: str, name: str) -> Branch:
+        """The branch as it is now."""
+        return await self._wire.ask("GET", path_of(context_id, "branches", name), Branch)
+
+    async def create_branch(
+        self,
+        context_id: str,
+        name: str,
+        *,
+        from_message_id: str | None = None,
+        empty: bool = False,
+    ) -> Branch:
+        """A branch after a message (default: where the active branch ends), or an `empty` one."""
+        start = {"from_message_id": None} if empty else {}
+        body = {"name": name, **_without_none({"from_message_id": from_message_id}), **start}
+        return await self._wire.ask("POST", path_of(context_id, "branches"), Branch, body=body)
+
+    async def delete_branch(self, context_id: str, name: str) -> None:
+        """Deletes a branch that is not the active one; its messages stay readable by their ids."""
+        await self._wire.request("DELETE", path_of(context_id, "branches", name))
+
+    async def merge(
+        self, context_id: str, name: str, source: str, message_ids: Sequence[str] | None = None
+    ) -> MergeAnswer:
+        """Appends copies of the source's messages since the common ancestor, or of those named.
+
+        Once more it adds only what is not there yet.
+        """
+        body = _without_none({"source": source, "message_ids": message_ids})
+        path = path_of(context_id, "branches", name, "merge")
+        return await self._wire.ask("POST", path, MergeAnswer, body=body)
 
     async def signals(
         self, context_id: str, *, cursor: str | None = None, throttle_ms: int = 30

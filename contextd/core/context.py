@@ -45,7 +45,7 @@ class ContextRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     system_prompt: Document | None = None
     provider: Label | None = None
     model: Label | None = None
-    tools: list[Tool] = msgspec.field(default_factory=list)
+    tools: list[Tool] | None = None  # all that the server has
     approval_policy: ApprovalPolicy = msgspec.field(default_factory=ApprovalPolicy)
     on_busy: OnBusy = "enqueue"
     metadata: JsonObject = msgspec.field(default_factory=dict)

@@ -89,6 +89,24 @@ class WorkflowNotFound(_Missing):
     code, title, noun, fact = "workflow_not_found", "No such workflow", "workflow", "workflow"
 
 
+class ToolCallNotFound(_Missing):
+    """The context has no tool call with this id."""
+
+    code, title = "tool_call_not_found", "No such tool call"
+    noun, fact = "tool call", "tool_call_id"
+
+
+class ToolCallDecided(ContextdError):
+    """The call was decided otherwise, or has its result already."""
+
+    code = "tool_call_decided"
+    title = "Decided already"
+
+    def __init__(self, tool_call_id: str, status: str) -> None:
+        detail = f"The tool call is {status} already."
+        super().__init__(detail, tool_call_id=tool_call_id, tool_call_status=status)
+
+
 class NotFound(ContextdError):
     """No such path."""
 
@@ -136,6 +154,24 @@ class ContextBusy(ContextdError):
 
     def __init__(self, state: str) -> None:
         super().__init__(f"The context is busy: {state}.", state=state)
+
+
+class BranchBusy(ContextBusy):
+    """Something is, or is to be, written on the branch."""
+
+    def __init__(self, state: str, branch: str) -> None:
+        detail = "A turn runs or waits on this branch, or a message of it is open."
+        ContextdError.__init__(self, detail, state=state, branch=branch)
+
+
+class BranchActive(ContextdError):
+    """The branch is the active one, which cannot be deleted (§9)."""
+
+    code = "branch_active"
+    title = "The branch is active"
+
+    def __init__(self, branch: str) -> None:
+        super().__init__("This is the active branch. Make another one active first.", branch=branch)
 
 
 class MessageClosed(ContextdError):
@@ -197,6 +233,14 @@ class TooManyChunks(PayloadTooLarge):
     def __init__(self, limit_chunks: int) -> None:
         detail = f"The limit is {limit_chunks} chunks in one request."
         ContextdError.__init__(self, detail, limit_chunks=limit_chunks)
+
+
+class TooManyMessages(PayloadTooLarge):
+    """More messages would be taken at once than the limit."""
+
+    def __init__(self, limit_messages: int) -> None:
+        detail = f"The limit is {limit_messages} messages at once."
+        ContextdError.__init__(self, detail, limit_messages=limit_messages)
 
 
 class UnsupportedMediaType(ContextdError):

@@ -29,6 +29,8 @@ class MessageStatus(StrEnum):
 
 TEXT = "text"
 THINKING = "thinking"
+FILE_REFERENCE = "file_reference"
+WORKFLOW = "workflow"
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,21 +142,61 @@ class ChunkPage(msgspec.Struct, frozen=True, kw_only=True):
     final: bool
 
 
-class TextPayload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+DisplayText = Annotated[str, msgspec.Meta(pattern="^[^\\u0000]*$")]
+FilePath = Annotated[str, msgspec.Meta(pattern="^[^\\u0000]*$", min_length=1, max_length=4096)]
+
+
+class TextPayload(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    tag_field="type",
+    tag="text",
+):
     """Plain text. `display` is what a frontend shows in its place, if that differs."""
 
-    type: Literal["text"]
     content: Content
-    display: Annotated[str, msgspec.Meta(pattern="^[^\\u0000]*$")] | None = None
+    display: DisplayText | None = None
 
 
+class FileReferencePayload(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    tag_field="type",
+    tag="file_reference",
+):
+    """Files of the workspace, or lines of them, for the model to see: `dir/a.md`, `b.py:10-20`."""
+
+    paths: Annotated[list[FilePath], msgspec.Meta(min_length=1, max_length=100)]
+    display_text: DisplayText | None = None
+
+
+class WorkflowPayload(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    tag_field="type",
+    tag="workflow",
+):
+    """A workflow of the server, with the values of its parameters."""
+
+    workflow: Id
+    parameters: JsonObject = msgspec.field(default_factory=dict)
+    display_text: DisplayText | None = None
+
+
+Payload: TypeAlias = TextPayload | FileReferencePayload | WorkflowPayload
 OnBusy: TypeAlias = Literal["enqueue", "reject", "interrupt"]
 
 
 class SendRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`POST /contexts/{id}/messages` (§3.1)."""
 
-    payload: TextPayload
+    payload: Payload
     client_metadata: JsonObject = msgspec.field(default_factory=dict)
     message_id: Id | None = None
     role: Role = Role.USER

@@ -7,7 +7,17 @@ from litestar import Litestar
 from litestar.datastructures import State
 from litestar.di import Provide
 
-from contextd.http import contexts, health, messages, openapi, producing, turns
+from contextd.http import (
+    branches,
+    contexts,
+    health,
+    messages,
+    openapi,
+    producing,
+    tools,
+    turns,
+    workflows,
+)
 from contextd.http.append import AppendChunks
 from contextd.http.bare import BareRoutes
 from contextd.http.content import PullContent
@@ -23,7 +33,10 @@ HANDLERS = (
     *contexts.HANDLERS,
     *messages.HANDLERS,
     *producing.HANDLERS,
+    *tools.HANDLERS,
     *turns.HANDLERS,
+    *workflows.HANDLERS,
+    *branches.HANDLERS,
     *health.HANDLERS,
 )
 
@@ -43,6 +56,9 @@ def make_application(
         "records": service.records,
         "steps": service.steps,
         "producers": service.producers,
+        "branches": service.branches,
+        "calls": service.calls,
+        "workflows": service.workflows,
     }
     dependencies = {name: _given(room) for name, room in rooms.items()}
     document = openapi.make_document(HANDLERS, dependencies, providers)

@@ -20,7 +20,7 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.params import FromPath, JSONBody, QueryParameter
 
 from contextd import __version__
-from contextd.core import context, machine, message, producing, turn
+from contextd.core import branch, context, machine, message, producing, tool_call, turn, workflow
 from contextd.core.message import Pull
 from contextd.core.producing import AppendAnswer, AppendRequest
 from contextd.core.signal import Signal
@@ -173,11 +173,25 @@ _BODY_OPTIONAL = (
 )
 
 
+_MODULES = (
+    branch,
+    context,
+    message,
+    producing,
+    tool_call,
+    turn,
+    workflow,
+    machine,
+    documented,
+    health,
+)
+
+
 def _decoder_schemas(described: Mapping[str, Any]) -> dict[str, Any]:
     """The schemas as msgspec, which decodes and encodes the values, has them: limits and all."""
     types = [
         type_
-        for module in (context, message, producing, turn, machine, documented, health)
+        for module in _MODULES
         for name, type_ in vars(module).items()
         if name in described and getattr(type_, "__module__", "").startswith("contextd.")
     ]

@@ -11,6 +11,7 @@ from litestar.exceptions import HTTPException, SerializationException, Validatio
 from litestar.types import ExceptionHandlersMap, Send
 
 from contextd.core.errors import (
+    BranchActive,
     BranchNotFound,
     ContextBusy,
     ContextdError,
@@ -32,6 +33,8 @@ from contextd.core.errors import (
     SequenceGap,
     ShuttingDown,
     StaleProducer,
+    ToolCallDecided,
+    ToolCallNotFound,
     TurnNotFound,
     UnsupportedMediaType,
     WorkflowNotFound,
@@ -47,11 +50,14 @@ STATUSES: Mapping[type[ContextdError], int] = {
     BranchNotFound: 404,
     TurnNotFound: 404,
     WorkflowNotFound: 404,
+    ToolCallNotFound: 404,
     NotFound: 404,
     MethodNotAllowed: 405,
     IdTaken: 409,
     IllegalTransition: 409,
     ContextBusy: 409,
+    BranchActive: 409,
+    ToolCallDecided: 409,
     SequenceGap: 409,
     SequenceConflict: 409,
     MessageClosed: 409,
@@ -157,7 +163,10 @@ def _on_defect(request: Request[Any, Any, Any], error: Exception) -> Response[by
 
 _UNKNOWN_FIELD = re.compile(r"unknown field `([^`]*)`")
 _MISSING_FIELD = re.compile(r"missing required field `([^`]*)`")
-_OTHER_NAMES = {"states": "state"}  # `state` means something else in a Litestar signature
+_OTHER_NAMES = {
+    "states": "state",
+    "statuses": "status",
+}  # `state` means something else in a Litestar signature
 _PATTERNS = {
     "64}": "must be 1 to 64 of A-Z a-z 0-9 _ . : -",
     "[^\\": "must not contain U+0000",

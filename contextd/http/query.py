@@ -13,14 +13,17 @@ from litestar.exceptions import InternalServerException
 from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
 
 from contextd.core.errors import (
+    BranchNotFound,
     ContextdError,
     ContextNotFound,
     FieldError,
     InvalidRequest,
     MessageNotFound,
     NotFound,
+    ToolCallNotFound,
     TurnNotFound,
     UnsupportedMediaType,
+    WorkflowNotFound,
 )
 from contextd.core.values import ID_PATTERN, SEQUENCE_MAX
 from contextd.http.problems import explain
@@ -32,6 +35,9 @@ _MISSING: Mapping[str, type[Any]] = {
     "context_id": ContextNotFound,
     "message_id": MessageNotFound,
     "turn_id": TurnNotFound,
+    "branch": BranchNotFound,
+    "tool_call_id": ToolCallNotFound,
+    "workflow": WorkflowNotFound,
 }
 JSON_TYPES = frozenset({"application/json", "application/merge-patch+json"})
 _NOT_QUERY = frozenset({"request", "data", "state"})
@@ -41,7 +47,7 @@ _TEXTS = {
     "branch": (ID_PATTERN, "must be 1 to 64 of A-Z a-z 0-9 _ . : -"),
     "include": ("content", "must be 'content'"),
 }
-_REPEATABLE = frozenset({"state"})
+_REPEATABLE = frozenset({"state", "status"})
 
 
 def parse_query(raw: bytes, known: Collection[str]) -> dict[str, str]:

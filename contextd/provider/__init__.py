@@ -15,18 +15,45 @@ from contextd.core.message import Role, Usage
 from contextd.core.values import JsonObject
 
 
+class HistoryCall(msgspec.Struct, frozen=True, kw_only=True):
+    """One tool call of an earlier answer. `arguments` is JSON text as the model wrote it.
+
+    So it may be no JSON at all, and its name may be one that no tool has.
+    """
+
+    id: str
+    name: str
+    arguments: str
+
+
 class HistoryMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """One earlier message as the model is shown it."""
+    """One earlier message as the model is shown it.
+
+    `calls` are an assistant's. A message of role `tool` is the result of the call `call_id`, which
+    went to the tool `call_name`; a result that was an error is one like any other.
+    """
 
     role: Role
     content: str
+    calls: list[HistoryCall] = []
+    call_id: str | None = None
+    call_name: str | None = None
+
+
+class ToolOffer(msgspec.Struct, frozen=True, kw_only=True):
+    """A tool that the model may call. `parameters` is the JSON Schema of its arguments."""
+
+    name: str
+    description: str
+    parameters: JsonObject
 
 
 class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One request to the model. `attempt` counts from 1 within its turn.
+    """One request to the model. `attempt` counts from 1 within its turn, over all its requests.
 
-    `history` ends with the message to answer. `model` and `system_prompt` are null where neither the
-    context nor the settings name one.
+    `history` ends with the message to answer, or with the results of the calls that the model made
+    in its last answer. `model` and `system_prompt` are null where neither the context nor the
+    settings name one.
     """
 
     context_id: str
@@ -35,6 +62,7 @@ class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
     system_prompt: str | None
     model: str | None
     history: list[HistoryMessage]
+    tools: list[ToolOffer] = []
 
 
 class TextDelta(msgspec.Struct, frozen=True):
@@ -49,12 +77,18 @@ class ThinkingDelta(msgspec.Struct, frozen=True):
     content: str
 
 
-class ToolCallRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """The model asks for a tool, its arguments complete."""
+class ToolCallDelta(msgspec.Struct, frozen=True, kw_only=True):
+    """More of the arguments of one tool call: a piece of their JSON text, never empty.
+
+    The pieces of one call come in order and join to its arguments, `{}` where it has none; those of
+    several calls may be interleaved. Each piece has the same `id`, an id (§1) that no other call of
+    the answer has, and the same whole `name`. The arguments may be no JSON, and the name none that
+    was offered: the model wrote both.
+    """
 
     id: str
     name: str
-    arguments: JsonObject
+    content: str
 
 
 class UsageReport(msgspec.Struct, frozen=True):
@@ -64,12 +98,15 @@ class UsageReport(msgspec.Struct, frozen=True):
 
 
 class Finished(msgspec.Struct, frozen=True):
-    """The model's own word for why it stopped: `stop`, `length`, … Ends the stream."""
+    """The model's own word for why it stopped: `stop`, `length`, … Ends the stream.
+
+    It is `tool_calls` where the model called tools and wants the results.
+    """
 
     reason: str
 
 
-Event: TypeAlias = TextDelta | ThinkingDelta | ToolCallRequest | UsageReport | Finished
+Event: TypeAlias = TextDelta | ThinkingDelta | ToolCallDelta | UsageReport | Finished
 
 
 class ProviderError(Exception):

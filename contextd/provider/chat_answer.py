@@ -3,9 +3,7 @@
 Read are the fields that this file names; of all others nothing is required.
 """
 
-import re
-import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -14,33 +12,31 @@ from contextd.core.message import Usage
 from contextd.core.values import SEQUENCE_MAX
 from contextd.provider import (
     Event,
-    FatalError,
     Finished,
     TextDelta,
     ThinkingDelta,
-    ToolCallRequest,
     TransientError,
     UsageReport,
 )
-from contextd.provider.storable import load_json, storable
+from contextd.provider.chat_calls import CallPart, ToolCalls
+from contextd.provider.storable import TextPieces, storable
 
 FINISH_REASON_CHARS_MAX = 64
-TOOL_CALLS_MAX = 128
-TOOL_CALL_CHARS_MAX = 1024 * 1024  # of the arguments of all calls of one answer
 
 INCOMPLETE = "The connection to the model's server broke before the answer was complete."
 
-_HIGH_SURROGATE = re.compile(r"[\ud800-\udbff]\Z")
-
 
 class Answer:
-    """One answer as it comes together from its chunks."""
+    """One answer as it comes together from its chunks.
 
-    def __init__(self) -> None:
+    `tool_name` says which tool is meant by the name of a function that the model calls.
+    """
+
+    def __init__(self, tool_name: Callable[[str], str] = str) -> None:
         self.finish_reason: str | None = None
-        self._text = _Text()
-        self._thinking = _Text()
-        self._calls = _ToolCalls()
+        self._text = TextPieces()
+        self._thinking = TextPieces()
+        self._calls = ToolCalls(tool_name)
         self._usage: Usage | None = None
 
     def read(self, payload: object) -> Iterator[Event]:
@@ -54,19 +50,19 @@ class Answer:
             self.finish_reason = choice.finish_reason or self.finish_reason
 
     def end(self, *, done: bool) -> Iterator[Event]:
-        """The last events. Raises `TransientError` where the answer was cut off."""
+        """The last events. Raises `TransientError` where the answer was cut off, `FatalError` where a
+        tool was called without a name.
+        """
         if self.finish_reason is None and not done:
             raise TransientError("incomplete_stream", INCOMPLETE)
         if thinking := self._thinking.rest():
             yield ThinkingDelta(thinking)
         if text := self._text.rest():
             yield TextDelta(text)
-        calls = self._calls.complete()
-        yield from calls
+        yield from self._calls.end()
         if self._usage is not None:
             yield UsageReport(self._usage)
-        reason = self.finish_reason or ("tool_calls" if calls else "stop")
-        yield Finished(storable(reason)[:FINISH_REASON_CHARS_MAX])
+        yield Finished(self._reason())
 
     def _read_delta(self, delta: "_Delta") -> Iterator[Event]:
         reasoning = delta.reasoning_content or delta.reasoning
@@ -76,24 +72,18 @@ class Answer:
             if content and (text := self._text.add(content)):
                 yield TextDelta(text)
         for part in delta.tool_calls or ():
-            self._calls.add(part)
+            yield from self._calls.add(part)
 
-
-class _FunctionPart(msgspec.Struct):
-    name: str | None = None
-    arguments: str | None = None
-
-
-class _ToolCallPart(msgspec.Struct):
-    index: int | None = None
-    id: str | None = None
-    function: _FunctionPart | None = None
+    def _reason(self) -> str:
+        """Some servers say `stop` also after tool calls, which is what they stopped for."""
+        reason = storable(self.finish_reason or "stop")[:FINISH_REASON_CHARS_MAX]
+        return "tool_calls" if reason == "stop" and self._calls else reason
 
 
 class _Delta(msgspec.Struct):
     content: str | None = None
     refusal: str | None = None
-    tool_calls: list[_ToolCallPart] | None = None
+    tool_calls: list[CallPart] | None = None
     # Not in the API proper: one or the other, or both with the same text, comes from servers whose
     # models reason. What is not text under these names is not meant for us.
     reasoning_content: Any = None
@@ -109,79 +99,6 @@ class _Choice(msgspec.Struct):
 class _Chunk(msgspec.Struct):
     choices: list[_Choice] | None = None
     usage: Any = None
-
-
-class _Text:
-    """Text in pieces whose cuts may go through a surrogate pair, as JSON escapes can be cut there."""
-
-    def __init__(self) -> None:
-        self._held = ""
-
-    def add(self, piece: str) -> str:
-        """What can be said now: all but a first half whose second may be in the next piece."""
-        text = self._held + piece
-        self._held = text[-1] if _HIGH_SURROGATE.search(text) else ""
-        return storable(text[:-1] if self._held else text)
-
-    def rest(self) -> str:
-        """What is left at the end."""
-        return storable(self._held)
-
-
-class _ToolCall:
-    def __init__(self, index: int | None) -> None:
-        self.index = index
-        self.id = ""
-        self.name = ""
-        self.arguments: list[str] = []
-
-
-class _ToolCalls:
-    """Tool calls, put together from their parts by index."""
-
-    def __init__(self) -> None:
-        self._calls: list[_ToolCall] = []
-        self._chars = 0
-
-    def add(self, part: _ToolCallPart) -> None:
-        call = self._of(part)
-        call.id = call.id or part.id or ""
-        if part.function is None:
-            return
-        call.name = call.name or part.function.name or ""
-        arguments = part.function.arguments or ""
-        self._chars += len(arguments)
-        if self._chars > TOOL_CALL_CHARS_MAX:
-            raise FatalError("invalid_tool_call", "The arguments of the tool calls are too large.")
-        call.arguments.append(arguments)
-
-    def complete(self) -> list[ToolCallRequest]:
-        """Raises `FatalError` where one cannot be called."""
-        return [_tool_call_request(number, call) for number, call in enumerate(self._calls, 1)]
-
-    def _of(self, part: _ToolCallPart) -> _ToolCall:
-        """The call that `part` belongs to. Some servers count no index, or give all calls the same."""
-        for call in reversed(self._calls):
-            same_index = part.index is None or part.index == call.index
-            same_id = not part.id or not call.id or part.id == call.id
-            if same_index and same_id:
-                return call
-        if len(self._calls) == TOOL_CALLS_MAX:
-            raise FatalError("invalid_tool_call", f"More than {TOOL_CALLS_MAX} tool calls at once.")
-        self._calls.append(_ToolCall(part.index))
-        return self._calls[-1]
-
-
-def _tool_call_request(number: int, call: _ToolCall) -> ToolCallRequest:
-    try:
-        arguments = load_json("".join(call.arguments).strip() or "{}")
-    except ValueError:
-        arguments = None
-    if not call.name or not isinstance(arguments, dict):
-        what = "its arguments are not a JSON object" if call.name else "it has no name"
-        raise FatalError("invalid_tool_call", f"The model's tool call {number} is wrong: {what}.")
-    id_ = storable(call.id) or f"call_{uuid.uuid4().hex}"  # not every server gives one
-    return ToolCallRequest(id=id_, name=storable(call.name), arguments=arguments)
 
 
 def _usage(reported: Any) -> Usage | None:

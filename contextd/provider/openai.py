@@ -12,7 +12,7 @@ What it raises:
 | `provider_auth` | fatal | HTTP 401, 403; no key for the default server |
 | `provider_rejected` | fatal | any other HTTP status; an answer that is no event stream |
 | `invalid_stream` | fatal | what came is not a Chat Completions chunk |
-| `invalid_tool_call` | fatal | a tool call without a name, or whose arguments are no JSON object |
+| `invalid_tool_call` | fatal | a tool call without a name; too many calls, too large arguments |
 | `no_model` | fatal | no model is named, and the server does not say which it has |
 
 A message is one line of at most 500 characters and never holds the API key. It may hold the server's
@@ -25,7 +25,6 @@ import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from email.utils import parsedate_to_datetime
-from itertools import groupby
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -41,7 +40,6 @@ from openai import (
     OpenAIError,
 )
 
-from contextd.core.message import Role
 from contextd.core.values import JsonObject
 from contextd.provider import (
     Event,
@@ -51,6 +49,7 @@ from contextd.provider import (
     TransientError,
 )
 from contextd.provider.chat_answer import INCOMPLETE, Answer
+from contextd.provider.chat_request import FunctionNames, functions, messages
 from contextd.settings import SettingsError, environment_name
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
@@ -59,7 +58,6 @@ RETRY_AFTER_S_MAX = 3600.0
 AFTER_LAST_WORD_S = 5.0  # for the usage, which comes after the model has said why it stopped
 
 _NO_KEY = "none"  # local servers ask for no key, but the SDK insists on one
-_SENT_ROLES = (Role.SYSTEM, Role.USER, Role.ASSISTANT)
 _TRANSIENT_STATUSES = {
     408: "provider_timeout",
     409: "provider_unavailable",
@@ -97,16 +95,17 @@ class OpenAIProvider:
         self._takes_stream_options: bool | None = None  # null until the server has shown it
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[Event, None]:
-        """The model's answer; tool calls, usage and `Finished` come at its end.
+        """The model's answer; usage and `Finished` come at its end.
 
         Raises `ProviderError` as listed at the top of this module.
         """
+        names = FunctionNames(request)
         try:
-            chunks = await self._open(request)
+            chunks = await self._open(request, names)
         except OpenAIError as error:
             raise self._refused(error) from None
         async with chunks:
-            answer = Answer()
+            answer = Answer(names.tool)
             try:
                 async for chunk in _until_silent(chunks, answer):
                     for event in answer.read(chunk):
@@ -126,12 +125,14 @@ class OpenAIProvider:
         """Closes all connections."""
         await self._client.close()
 
-    async def _open(self, request: ModelRequest) -> "_ChunkStream":
+    async def _open(self, request: ModelRequest, names: FunctionNames) -> "_ChunkStream":
         if self._is_default_server and not self._key:
             name = environment_name("openai_api_key")
             raise FatalError("provider_auth", f"OpenAI's server needs a key: set {name}.")
         model = request.model or self._model or await self._served_model()
-        body = {"model": model, "messages": messages(request), "stream": True}
+        body = {"model": model, "messages": messages(request, names), "stream": True}
+        if request.tools:
+            body["tools"] = functions(request.tools, names)
         try:
             return await self._post_with_usage(body)
         except APIStatusError as error:
@@ -221,19 +222,6 @@ class OpenAIProvider:
         printable = "".join(c if c.isprintable() else " " for c in text)
         line = " ".join(printable.split())
         return line if len(line) <= MESSAGE_CHARS_MAX else line[: MESSAGE_CHARS_MAX - 1] + "…"
-
-
-def messages(request: ModelRequest) -> list[JsonObject]:
-    """`request` as Chat Completions messages: system prompt first, roles alternating, none empty.
-
-    Many chat templates refuse two messages of one role in a row, so such are joined by a blank line.
-    """
-    said = [(Role.SYSTEM, request.system_prompt or "")]
-    said += [(m.role, m.content) for m in request.history if m.role in _SENT_ROLES]
-    return [
-        {"role": role.value, "content": "\n\n".join(content for _, content in group)}
-        for role, group in groupby((s for s in said if s[1]), key=lambda s: s[0])
-    ]
 
 
 class _ChunkStream(AsyncStream[object]):

@@ -5,14 +5,20 @@ It answers a plain text with `You said: <text>` and plays a text that is a JSON 
 `FatalError` of type `invalid_script`; its message names the step, counted from 0, and the field, and
 holds no text of the script but names of fields. An `error` step raises type `scripted_error`.
 
+Tool calls end a request to the model; the steps after them are played once the history holds their
+results, whatever these say. An attempt plays anew only what its own request asks for, and its number
+goes on counting within the turn: `times` n is the first n attempts of the turn, not of a request.
+
 The size of a script is bounded by that of a request; what a few bytes can ask for (`repeat`, `rate`,
 `delay_ms`) is bounded here, and `repeat` is streamed without being built.
 """
 
 import asyncio
+import json
 import re
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from itertools import accumulate
 from typing import Annotated, Any, TypeAlias, assert_never
 
 import msgspec
@@ -24,10 +30,11 @@ from contextd.provider import (
     Event,
     FatalError,
     Finished,
+    HistoryMessage,
     ModelRequest,
     TextDelta,
     ThinkingDelta,
-    ToolCallRequest,
+    ToolCallDelta,
     TransientError,
     UsageReport,
 )
@@ -39,12 +46,14 @@ RATE_MAX = 1_000_000
 DELAY_MS_MAX = 86_400_000
 TIMES_MAX = 1_000
 MESSAGE_CHARS_MAX = 500
+ARGUMENTS_CHUNK_CHARS = 16
 EVENTS_BETWEEN_YIELDS = 256  # without a pause now and then nothing else in the process would run
 
 Sleep: TypeAlias = Callable[[float], Awaitable[object]]
 Clock: TypeAlias = Callable[[], float]
 
 _ChunkText = Annotated[str, Meta(min_length=1)]
+_Chunk: TypeAlias = TextDelta | ThinkingDelta | ToolCallDelta
 _Tokens = Annotated[int, Meta(ge=0, le=SEQUENCE_MAX)]
 
 
@@ -101,13 +110,13 @@ class ToolCall(_Form, frozen=True):
 
 
 class ToolCallStep(_Form, frozen=True):
-    """A call of a tool; consecutive ones make one request."""
+    """A call of a tool, its arguments in chunks; consecutive ones make one request."""
 
     tool_call: ToolCall
 
 
 class ErrorStep(_Form, frozen=True):
-    """The attempt fails here; with `times` only in the first so many attempts."""
+    """The attempt fails here; with `times` only in the first so many attempts of the turn."""
 
     error: str
     times: Annotated[int, Meta(ge=0, le=TIMES_MAX)] | None = None
@@ -177,17 +186,17 @@ class ScriptedProvider:
         self._clock = clock
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[Event, None]:
-        """The answer to the last user message, up to its first request for tools.
+        """The answer to the turn's user message: from the last results of tools to the next calls.
 
         Raises `FatalError` (`invalid_script`, `scripted_error`) and `TransientError`
         (`scripted_error`).
         """
-        script = parse(_last_user_text(request))
-        pace = _Pace(self._rate, self._sleep, self._clock)
-        # A turn does not answer tool calls yet. Once a request says how often it has, that round is
-        # played, with ids counted on and the rate left from the rounds before.
-        playing, *later = rounds(script)
-        for index, step in enumerate(playing):
+        text, results = _asked(request)
+        cut = rounds(parse(text))
+        number = _answered(cut, results)
+        played = [step for round_ in cut[:number] for step in round_]
+        pace = _Pace(_last_rate(played, self._rate), self._sleep, self._clock)
+        for index, step in enumerate(cut[number], len(played)):
             match step:
                 case RateStep():
                     pace.set_rate(step.rate)
@@ -196,10 +205,10 @@ class ScriptedProvider:
                 case ErrorStep():
                     _raise_if_due(step, request.attempt)
                 case _:
-                    for event in _events(step, f"call_{request.turn_id}_{index}"):
+                    for event in _events(step, f"{_call_id_start(request)}{index}"):
                         await pace.wait(event)
                         yield event
-        yield Finished("tool_calls" if later else "stop")
+        yield Finished("tool_calls" if number < len(cut) - 1 else "stop")
 
     async def aclose(self) -> None:
         """Nothing is held between requests."""
@@ -263,7 +272,7 @@ class _Pace:
 
     async def wait(self, event: Event) -> None:
         """Returns when `event` may go out. Only chunks are paced."""
-        left_s = self._left_s() if isinstance(event, TextDelta | ThinkingDelta) else 0.0
+        left_s = self._left_s() if isinstance(event, _Chunk) else 0.0
         self._events += 1
         if left_s > 0 or self._events % EVENTS_BETWEEN_YIELDS == 0:
             await self._sleep(max(0.0, left_s))
@@ -294,8 +303,8 @@ def _events(
         case ThinkingStep():
             yield from map(ThinkingDelta, words(step.thinking))
         case ToolCallStep():
-            call = step.tool_call
-            yield ToolCallRequest(id=call_id, name=call.name, arguments=call.arguments)
+            for piece in _pieces(step.tool_call.arguments):
+                yield ToolCallDelta(id=call_id, name=step.tool_call.name, content=piece)
         case UsageStep():
             yield UsageReport(Usage(**msgspec.structs.asdict(step.usage)))
         case _:
@@ -309,11 +318,51 @@ def _raise_if_due(step: ErrorStep, attempt: int) -> None:
         raise TransientError("scripted_error", "The script asked for a transient error.")
 
 
-def _last_user_text(request: ModelRequest) -> str:
-    for message in reversed(request.history):
-        if message.role is Role.USER:
-            return message.content
-    return ""
+def _pieces(arguments: JsonObject) -> Iterator[str]:
+    text = json.dumps(arguments, ensure_ascii=False, separators=(",", ":"))
+    for start in range(0, len(text), ARGUMENTS_CHUNK_CHARS):
+        yield text[start : start + ARGUMENTS_CHUNK_CHARS]
+
+
+def _asked(request: ModelRequest) -> tuple[str, int]:
+    """The user's text that the turn answers, and how many results its calls have by now.
+
+    That is the last one before the turn's first call: others can be stored while tools run (§3.1).
+    """
+    begun = _first_call(request)
+    for at in reversed(range(begun)):
+        if request.history[at].role is Role.USER:
+            return request.history[at].content, _results(request.history[at:])
+    return "", 0
+
+
+def _first_call(request: ModelRequest) -> int:
+    """The index of the first message that calls a tool in this turn."""
+    start = _call_id_start(request)
+    for index, message in enumerate(request.history):
+        if any(call.id.startswith(start) for call in message.calls):
+            return index
+    return len(request.history)
+
+
+def _results(history: Sequence[HistoryMessage]) -> int:
+    calls = {call.id for message in history for call in message.calls}
+    return sum(message.role is Role.TOOL and message.call_id in calls for message in history)
+
+
+def _answered(cut: list[list[Step]], results: int) -> int:
+    """How many rounds of a script are over: the calls of all of them have results."""
+    calls = [sum(isinstance(step, ToolCallStep) for step in round_) for round_ in cut[:-1]]
+    return sum(asked <= results for asked in accumulate(calls))
+
+
+def _last_rate(played: list[Step], rate: float) -> float:
+    return next((step.rate for step in reversed(played) if isinstance(step, RateStep)), rate)
+
+
+def _call_id_start(request: ModelRequest) -> str:
+    """How the ids of a turn's calls begin; the step's index in the script follows."""
+    return f"call_{request.turn_id}_"
 
 
 def _script(text: str) -> list[Any] | None:

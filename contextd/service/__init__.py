@@ -1,26 +1,35 @@
 """What can be done to a context: the one caller of store and hub, for every transport and for turns."""
 
+from contextd.service.branches import Branches
+from contextd.service.calls import Calls
 from contextd.service.content import Content
 from contextd.service.contexts import Contexts
 from contextd.service.ledger import Ledger, TurnListener
 from contextd.service.messages import Messages
+from contextd.service.payloads import Payloads
 from contextd.service.producers import Producers
 from contextd.service.records import Records
 from contextd.service.recovery import Recovery
 from contextd.service.steps import Steps, TurnLostError, TurnView
 from contextd.service.streams import Streams
+from contextd.service.toolset import Toolset
+from contextd.workflows import Workflows
 
 __all__ = [
+    "Branches",
+    "Calls",
     "Content",
     "Contexts",
     "Ledger",
     "Messages",
+    "Payloads",
     "Producers",
     "Records",
     "Recovery",
     "Service",
     "Steps",
     "Streams",
+    "Toolset",
     "TurnListener",
     "TurnLostError",
     "TurnView",
@@ -41,6 +50,10 @@ class Service:
         steps: Steps,
         recovery: Recovery,
         producers: Producers,
+        branches: Branches,
+        calls: Calls,
+        payloads: Payloads,
+        workflows: Workflows,
         streams: Streams,
     ) -> None:
         self.ledger = ledger
@@ -51,4 +64,8 @@ class Service:
         self.steps = steps
         self.recovery = recovery
         self.producers = producers
+        self.branches = branches
+        self.calls = calls
+        self.payloads = payloads
+        self.workflows = workflows
         self.streams = streams

@@ -23,6 +23,7 @@ from contextd.core.errors import IdTaken, InvalidRequest, PayloadTooLarge, Shutt
 from contextd.core.machine import State
 from contextd.core.values import JsonObject
 from contextd.service.ledger import Ledger
+from contextd.service.toolset import ALL, Toolset
 from contextd.service.wire import context_wire, decode_cursor, encode_cursor
 from contextd.store.edit import ContextEdit
 from contextd.store.reader import ContextSnapshot, Reader
@@ -36,6 +37,7 @@ from contextd.store.tables import (
     messages,
     segments,
     tombstones,
+    tool_calls,
     turns,
 )
 
@@ -66,6 +68,7 @@ class Contexts:
         ledger: Ledger,
         reader: Reader,
         *,
+        toolset: Toolset,
         default_provider: str,
         providers: Sequence[str],
         metadata_bytes_max: int,
@@ -73,6 +76,7 @@ class Contexts:
         self._ledger = ledger
         self._metadata_bytes_max = metadata_bytes_max
         self._reader = reader
+        self._toolset = toolset
         self._default_provider = default_provider
         self._providers = providers
         self._to_purge = asyncio.Event()
@@ -227,7 +231,7 @@ class Contexts:
                 system_prompt=request.system_prompt,
                 provider=request.provider,
                 model=request.model,
-                tools=request.tools,
+                tools=ALL if request.tools is None else request.tools,
                 approval_policy=request.approval_policy,
                 on_busy=request.on_busy,
                 metadata=request.metadata,
@@ -265,6 +269,7 @@ class Contexts:
             snapshot,
             cursor=self._ledger.cursor(snapshot.row.revision),
             default_provider=self._default_provider,
+            tools=self._toolset.shown(snapshot.row.tools),
         )
 
 
@@ -280,6 +285,8 @@ def _patched(patch: ContextPatch, row: AnyRow) -> dict[str, Any]:
             columns[name] = msgspec.to_builtins(
                 getattr(_DEFAULTS, name) if value is None else value
             )
+    if patch.tools is None:
+        columns["tools"] = ALL
     if patch.metadata is not UNSET:
         columns["metadata"] = merge_patch(row.metadata, patch.metadata)
     if patch.approval_policy is not UNSET:
@@ -335,7 +342,7 @@ async def _purge_some(connection: AsyncConnection) -> int:
     )
     if removed.rowcount:
         return removed.rowcount
-    for table in (turns, branches, segments):
+    for table in (tool_calls, turns, branches, segments):
         await connection.execute(delete(table).where(table.c.context_key == key))
     await connection.execute(
         update(tombstones).where(tombstones.c.context_key == key).values(purged=True)

@@ -5,17 +5,19 @@ from typing import Any
 import msgspec
 from sqlalchemy import select
 
-from contextd.core.errors import ContextBusy, IdTaken, QueueFull
+from contextd.core.errors import ContextBusy, ContextdError, IdTaken, QueueFull
 from contextd.core.machine import Trigger
 from contextd.core.message import (
     Message,
     MessagePage,
     MessageStatus,
+    Payload,
     SendAnswer,
     SendRequest,
 )
 from contextd.service.contexts import check_size, content_hash
 from contextd.service.ledger import Ledger
+from contextd.service.payloads import Composed, Payloads
 from contextd.service.steps import Steps, queue_length, running_turn
 from contextd.service.wire import decode_cursor, encode_cursor, message_wire
 from contextd.store.edit import ContextEdit, MessageDraft
@@ -33,6 +35,7 @@ class Messages:
         ledger: Ledger,
         reader: Reader,
         steps: Steps,
+        payloads: Payloads,
         *,
         queue_max: int,
         page_bytes_max: int,
@@ -41,6 +44,7 @@ class Messages:
         self._ledger = ledger
         self._reader = reader
         self._steps = steps
+        self._payloads = payloads
         self._queue_max = queue_max
         self._page_bytes_max = page_bytes_max
         self._metadata_bytes_max = metadata_bytes_max
@@ -55,12 +59,15 @@ class Messages:
         message_id = request.message_id or self._ledger.new_id()
         turn_id = self._ledger.new_id()
         digest = content_hash([request.payload, request.role])
+        composed = await self._compose(request.payload)
 
         async def work(edit: ContextEdit) -> SendAnswer:
             # Also an id of our own: this may be another try, after an answer that was lost.
             stored = await _find(edit, message_id)
             if stored is not None:
                 return await self._repeated(edit, stored, digest)
+            if isinstance(composed, ContextdError):
+                raise composed  # only now: a repeat of what was good stays good
             queued = request.respond and await self._make_way(edit, request)
             branch = request.branch or edit.row.active_branch
             if request.parent_id is not None:
@@ -73,8 +80,9 @@ class Messages:
                 role=request.role,
                 status=MessageStatus.COMPLETED,
                 turn_id=turn_id if request.respond else None,
-                texts=[request.payload.content],
-                metadata={"display": request.payload.display} if request.payload.display else {},
+                kind=composed.kind,
+                texts=[composed.content],
+                metadata=composed.metadata,
                 client_metadata=request.client_metadata,
                 payload_hash=digest,
             )
@@ -87,6 +95,12 @@ class Messages:
             return self._answer(edit, message_id, turn_id if request.respond else None, queued)
 
         return (await self._ledger.edit(context_id, work))[1]
+
+    async def _compose(self, payload: Payload) -> Composed | ContextdError:
+        try:
+            return await self._payloads.compose(payload)
+        except ContextdError as error:
+            return error
 
     async def get(self, context_id: str, message_id: str) -> Message:
         """Raises `ContextNotFound` or `MessageNotFound`."""

@@ -110,17 +110,7 @@ class Recovery:
         )
         if responding:
             await interrupt_messages(edit, row, INTERRUPTED)
-        fence = row.fence + 1
-        await edit.connection.execute(
-            update(turns)
-            .where(turns.c.key == row.key)
-            .values(
-                owner_id=self._ledger.owner_id,
-                lease_expires_at=database_now_ms() + self._lease_ms,
-                fence=fence,
-            )
-        )
-        self._steps.announce(edit, row.key, row.id, fence=fence)
+        await self._steps.claim(edit, row)
 
     async def _expire(self, whose: Any) -> None:
         async def work(connection: AsyncConnection) -> None:

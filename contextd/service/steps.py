@@ -13,17 +13,25 @@ from sqlalchemy import func, insert, select, update
 
 from contextd.core.errors import TurnNotFound
 from contextd.core.machine import State, Trigger, advance
-from contextd.core.message import MessageStatus, Problem, Role, Usage
+from contextd.core.message import FILE_REFERENCE, MessageStatus, Problem, Role, Usage
+from contextd.core.tool_call import ToolCallStatus
 from contextd.core.turn import CancelAnswer, RetryAnswer, TurnStatus
+from contextd.core.values import JsonObject
 from contextd.service.ledger import Ledger
 from contextd.store.edit import ContextEdit, MessageDraft
 from contextd.store.notices import StartedTurn
-from contextd.store.tables import AnyRow, database_now_ms, messages, turns
+from contextd.store.tables import AnyRow, database_now_ms, messages, tool_calls, turns
 from contextd.store.tail import LiveMessage
 from contextd.store.writer import Refused
 
 RUNNING = TurnStatus.RUNNING.value
 QUEUED = TurnStatus.QUEUED.value
+# Waiting for people and external tools is no work of the turn (§6).
+WAITING_STATES = frozenset({State.AWAITING_TOOL_APPROVAL, State.AWAITING_TOOL_RESULTS})
+UNDECIDED = tuple(
+    status.value
+    for status in (ToolCallStatus.PENDING, ToolCallStatus.APPROVED, ToolCallStatus.RUNNING)
+)
 
 
 class TurnLostError(Refused):
@@ -37,9 +45,8 @@ class TurnView(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int
     worked_ms: int
     branch: str
-    provider: str | None
-    model: str | None
-    system_prompt: str | None
+    context: AnyRow
+    paths: list[str] = []  # that the user's message refers to, until they are attached
 
 
 class Steps:
@@ -56,15 +63,36 @@ class Steps:
         """Where the turn stands. Raises `TurnLostError`."""
 
         async def work(edit: ContextEdit) -> TurnView:
-            return _view(edit, await self._own(edit, turn))
+            row = await self.own(edit, turn)
+            return msgspec.structs.replace(_view(edit, row), paths=await _referred(edit, row))
 
         return (await self._ledger.edit(turn.context_id, work))[1]
+
+    async def add_references(self, turn: StartedTurn, files: Sequence[tuple[str, str]]) -> None:
+        """Stores what the files of the user's message hold: hidden results that the model sees."""
+
+        async def work(edit: ContextEdit) -> None:
+            row = await self.own(edit, turn)
+            edit.change()
+            for path, text in files:
+                draft = MessageDraft(
+                    id=self._ledger.new_id(),
+                    role=Role.TOOL,
+                    kind=FILE_REFERENCE,
+                    status=MessageStatus.COMPLETED,
+                    turn_id=turn.id,
+                    texts=[text],
+                    metadata={"hidden": True, "path": path},
+                )
+                await edit.add_message(draft, branch=row.branch)
+
+        await self._ledger.edit(turn.context_id, work)
 
     async def request_llm(self, turn: StartedTurn) -> TurnView:
         """Asks the model, or asks again: after a transient failure this is the next attempt."""
 
         async def work(edit: ContextEdit) -> TurnView:
-            row = await self._own(edit, turn)
+            row = await self.own(edit, turn)
             attempt = row.attempt + (edit.state is State.TRANSIENT_FAILURE)
             await edit.connection.execute(
                 update(turns).where(turns.c.key == row.key).values(attempt=attempt)
@@ -75,12 +103,17 @@ class Steps:
         return (await self._ledger.edit(turn.context_id, work))[1]
 
     async def open_message(
-        self, turn: StartedTurn, *, kind: str, texts: Sequence[str]
+        self,
+        turn: StartedTurn,
+        *,
+        kind: str,
+        texts: Sequence[str],
+        metadata: JsonObject | None = None,
     ) -> LiveMessage:
         """Opens a message of the reply with its first chunks; the reply's first is `first_chunk`."""
 
         async def work(edit: ContextEdit) -> tuple[str, int]:
-            row = await self._own(edit, turn)
+            row = await self.own(edit, turn)
             if edit.state is State.AWAITING_LLM_RESPONSE:
                 await edit.step(Trigger.FIRST_CHUNK, turn=row)
             else:
@@ -97,6 +130,7 @@ class Steps:
                 turn_id=turn.id,
                 fence=turn.fence,
                 texts=texts,
+                metadata=metadata or {},
             )
             opened = await edit.add_message(draft, branch=row.branch)
             return opened.id, opened.key
@@ -116,31 +150,16 @@ class Steps:
             live.skip_to(len(opened.texts), opened.ends[-1])
         return live
 
-    async def end_stream(
-        self, turn: StartedTurn, *, finish_reason: str | None, usage: Usage | None
-    ) -> None:
-        """The model has said everything: closes the reply's messages as completed."""
-
-        async def work(edit: ContextEdit) -> None:
-            row = await self._own(edit, turn)
-            await edit.step(Trigger.END_STREAM, turn=row)
-            await edit.close_messages(
-                await edit.open_rows(turn_id=turn.id),
-                MessageStatus.COMPLETED,
-                finish_reason=finish_reason,
-                usage=usage,
-            )
-            await _add_usage(edit, row, usage)
-
-        await self._ledger.edit(turn.context_id, work)
+    async def finish_in(self, edit: ContextEdit, row: AnyRow) -> None:
+        """The turn is done; the next queued one starts in the same transaction."""
+        await edit.step(Trigger.FINISH, turn=row)
+        await self._end(edit, row, TurnStatus.COMPLETED, None)
 
     async def finish(self, turn: StartedTurn) -> None:
-        """The turn is done; the next queued one starts in the same transaction."""
+        """Ends a turn that may not go on."""
 
         async def work(edit: ContextEdit) -> None:
-            row = await self._own(edit, turn)
-            await edit.step(Trigger.FINISH, turn=row)
-            await self._end(edit, row, TurnStatus.COMPLETED, None)
+            await self.finish_in(edit, await self.own(edit, turn))
 
         await self._ledger.edit(turn.context_id, work)
 
@@ -150,7 +169,7 @@ class Steps:
         """This attempt broke: what it wrote is closed as `interrupted` and leaves the lists."""
 
         async def work(edit: ContextEdit) -> None:
-            row = await self._own(edit, turn)
+            row = await self.own(edit, turn)
             detail = {
                 "attempt": row.attempt,
                 "attempts_max": self.attempts_max,
@@ -159,7 +178,7 @@ class Steps:
             }
             await edit.step(Trigger.FAIL_TRANSIENTLY, turn=row, state_detail=detail, detail=detail)
             await interrupt_messages(edit, row, error)
-            await _add_usage(edit, row, usage)
+            await add_usage(edit, row, usage)
 
         await self._ledger.edit(turn.context_id, work)
 
@@ -167,13 +186,13 @@ class Steps:
         """The turn has failed; what it wrote stays, closed as `failed`."""
 
         async def work(edit: ContextEdit) -> None:
-            row = await self._own(edit, turn)
+            row = await self.own(edit, turn)
             detail = {"turn_id": turn.id, "error": msgspec.to_builtins(error)}
             await edit.step(Trigger.FAIL, turn=row, state_detail=detail, detail=detail)
             await edit.close_messages(
                 await edit.open_rows(turn_id=turn.id), MessageStatus.FAILED, error=error
             )
-            await _add_usage(edit, row, usage)
+            await add_usage(edit, row, usage)
             await self._end(edit, row, TurnStatus.FAILED, error)
 
         await self._ledger.edit(turn.context_id, work)
@@ -234,6 +253,7 @@ class Steps:
             advance(edit.state, Trigger.RETRY)
             query = select(turns).where(turns.c.key == edit.row.active_turn_key)
             failed = (await edit.connection.execute(query)).one()  # only a turn's end leads here
+            await edit.tree.require(failed.branch, failed.user_message_key)
             turn_id = self._ledger.new_id()
             await edit.step(Trigger.RETRY, turn_id=turn_id, detail={"retry_of": failed.id})
             await self.add_turn(
@@ -315,6 +335,20 @@ class Steps:
         )
         self.announce(edit, row.key, row.id, fence=row.fence)
 
+    async def claim(self, edit: ContextEdit, row: AnyRow) -> None:
+        """Makes this process the owner of a running turn; who owned it before is fenced off."""
+        fence = row.fence + 1
+        await edit.connection.execute(
+            update(turns)
+            .where(turns.c.key == row.key)
+            .values(
+                owner_id=self._ledger.owner_id,
+                lease_expires_at=database_now_ms() + self._lease_ms,
+                fence=fence,
+            )
+        )
+        self.announce(edit, row.key, row.id, fence=fence)
+
     def announce(self, edit: ContextEdit, key: int, turn_id: str, *, fence: int) -> None:
         edit.put(active_turn_key=key)
         edit.started_turns.append(
@@ -353,6 +387,8 @@ class Steps:
                 superseded=row.status == QUEUED,
             )
             await edit.add_message(draft, branch=row.branch)
+        if status is not TurnStatus.COMPLETED:
+            await cancel_calls(edit, row.id)
         await edit.connection.execute(
             update(turns)
             .where(turns.c.key == row.key)
@@ -367,7 +403,7 @@ class Steps:
             )
         )
 
-    async def _own(self, edit: ContextEdit, turn: StartedTurn) -> AnyRow:
+    async def own(self, edit: ContextEdit, turn: StartedTurn) -> AnyRow:
         row = (
             await edit.connection.execute(select(turns).where(turns.c.key == turn.key))
         ).one_or_none()
@@ -381,12 +417,32 @@ def _view(edit: ContextEdit, row: AnyRow) -> TurnView:
     return TurnView(
         state=edit.state,
         attempt=row.attempt,
-        worked_ms=sum(row.phases.values()),
+        worked_ms=sum(ms for state, ms in row.phases.items() if state not in WAITING_STATES),
         branch=row.branch,
-        provider=edit.row.provider,
-        model=edit.row.model,
-        system_prompt=edit.row.system_prompt,
+        context=edit.row,
     )
+
+
+async def _referred(edit: ContextEdit, row: AnyRow) -> list[str]:
+    """The paths of a user's message whose files have not been attached yet."""
+    if edit.state is not State.PROCESSING_USER_MESSAGE:
+        return []
+    message = (
+        await edit.connection.execute(
+            select(messages.c.kind, messages.c.metadata).where(
+                messages.c.key == row.user_message_key
+            )
+        )
+    ).one()
+    if message.kind != FILE_REFERENCE:
+        return []
+    attached = await edit.connection.scalar(
+        select(func.count())
+        .select_from(messages)
+        .where(messages.c.context_key == edit.key, messages.c.turn_id == row.id)
+        .where(messages.c.role == Role.TOOL.value)
+    )
+    return [] if attached else list(message.metadata["paths"])
 
 
 async def running_turn(edit: ContextEdit) -> AnyRow | None:
@@ -424,8 +480,18 @@ async def interrupt_messages(edit: ContextEdit, row: AnyRow, error: Problem) -> 
     await edit.tree.close_up(rows)
 
 
-async def _add_usage(edit: ContextEdit, row: AnyRow, usage: Usage | None) -> None:
+async def add_usage(edit: ContextEdit, row: AnyRow, usage: Usage | None) -> None:
     if usage is None:
         return
     total = usage + msgspec.convert(row.usage, Usage) if row.usage else usage
     await edit.connection.execute(update(turns).where(turns.c.key == row.key).values(usage=total))
+
+
+async def cancel_calls(edit: ContextEdit, turn_id: str) -> None:
+    """Of a turn that ends before its calls did."""
+    await edit.connection.execute(
+        update(tool_calls)
+        .where(tool_calls.c.context_key == edit.key, tool_calls.c.turn_id == turn_id)
+        .where(tool_calls.c.status.in_(UNDECIDED))
+        .values(status=ToolCallStatus.CANCELLED.value, error="cancelled", ended_at=edit.now)
+    )

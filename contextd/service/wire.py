@@ -10,6 +10,7 @@ from contextd.core.context import ApprovalPolicy, Context, OpenMessage
 from contextd.core.errors import InvalidRequest
 from contextd.core.machine import REST_STATES
 from contextd.core.message import Message, MessageStats, MessageStatus, Problem, Role, Usage
+from contextd.core.tool_call import ToolCall, ToolCallStatus
 from contextd.core.turn import JournalEntry, Turn, TurnStatus
 from contextd.core.values import timestamp
 from contextd.store.reader import ContextSnapshot
@@ -29,7 +30,9 @@ def _struct(value: Any, type_: type[T]) -> T | None:
     return None if value is None else msgspec.convert(value, type_)
 
 
-def context_wire(snapshot: ContextSnapshot, *, cursor: str, default_provider: str) -> Context:
+def context_wire(
+    snapshot: ContextSnapshot, *, cursor: str, default_provider: str, tools: list[Any]
+) -> Context:
     """A Context (§2). `cursor` is the stream's cursor at this snapshot's revision."""
     row = snapshot.row
     busy = row.state not in REST_STATES
@@ -46,7 +49,7 @@ def context_wire(snapshot: ContextSnapshot, *, cursor: str, default_provider: st
         system_prompt=row.system_prompt,
         provider=row.provider or default_provider,
         model=row.model,
-        tools=row.tools,
+        tools=tools,
         approval_policy=msgspec.convert(row.approval_policy, ApprovalPolicy),
         on_busy=row.on_busy,
         metadata=row.metadata,
@@ -60,7 +63,7 @@ def context_wire(snapshot: ContextSnapshot, *, cursor: str, default_provider: st
             )
             for message in snapshot.open_messages
         ],
-        pending_tool_calls=[],
+        pending_tool_calls=list(snapshot.pending_call_ids),
         queued_messages=snapshot.queued,
         can_send=not (busy and row.on_busy == "reject"),
         created_at=timestamp(row.created_at),
@@ -109,6 +112,27 @@ def turn_wire(row: AnyRow, context_id: str, message_ids: Sequence[str]) -> Turn:
         message_ids=list(message_ids),
         usage=_struct(row.usage, Usage),
         error=_struct(row.error, Problem),
+    )
+
+
+def tool_call_wire(row: AnyRow, context_id: str) -> ToolCall:
+    """A ToolCall (§8)."""
+    duration = None if row.ended_at is None else row.ended_at - (row.started_at or row.ended_at)
+    return ToolCall(
+        id=row.id,
+        context_id=context_id,
+        turn_id=row.turn_id,
+        message_id=row.message_id,
+        name=row.name,
+        arguments=row.arguments,
+        status=ToolCallStatus(row.status),
+        requires_approval=row.requires_approval,
+        external=row.external,
+        result_message_id=row.result_id,
+        error=row.error,
+        duration_ms=duration if row.started_at is not None else None,
+        created_at=timestamp(row.created_at),
+        decided_at=_moment(row.decided_at),
     )
 
 

@@ -235,6 +235,36 @@ chunks = Table(
     sqlite_with_rowid=False,
 )
 
+tool_calls = Table(
+    "tool_calls",
+    metadata,
+    Column("key", Key, primary_key=True, autoincrement=True),
+    Column("context_key", Key, nullable=False),
+    Column("id", String(64), nullable=False),
+    Column("turn_id", String(64), nullable=False),
+    # The message that its arguments were streamed into, and the one with its result.
+    Column("message_key", Key, nullable=False),
+    Column("round", Integer, nullable=False),
+    Column("call_id", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("arguments", Json, nullable=True),
+    Column("status", String(16), nullable=False),
+    Column("requires_approval", Boolean, nullable=False),
+    Column("external", Boolean, nullable=False),
+    # Its round has its results: the model was, or is to be, asked again.
+    Column("collected", Boolean, nullable=False),
+    Column("error", Text, nullable=True),
+    Column("result_message_key", Key, nullable=True),
+    Column("created_at", BigInteger, nullable=False),
+    Column("decided_at", BigInteger, nullable=True),
+    Column("started_at", BigInteger, nullable=True),
+    Column("ended_at", BigInteger, nullable=True),
+    UniqueConstraint("context_key", "id"),
+    sqlite_autoincrement=True,
+)
+Index(None, tool_calls.c.context_key, tool_calls.c.turn_id)
+Index(None, tool_calls.c.message_key)
+
 journal = Table(
     "journal",
     metadata,

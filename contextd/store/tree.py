@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import and_, func, insert, or_, select, update
+from sqlalchemy import Select, and_, delete, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from contextd.core.errors import BranchNotFound, IdTaken, MessageNotFound
@@ -75,12 +75,18 @@ class Tree:
                     ~messages.c.superseded,
                 )
             )
-            depth = superseded[0].depth - 1 if before is None else before
+            place = (row.segment_key, before)
+            if before is None:  # nothing is left of the segment: where it was forked off itself
+                above = select(segments.c.parent_key, segments.c.parent_depth)
+                found = await self._connection.execute(
+                    above.where(segments.c.key == row.segment_key)
+                )
+                place = found.one()
             await self._connection.execute(
                 update(segments)
                 .where(segments.c.parent_key == row.segment_key)
                 .where(segments.c.parent_depth == row.depth)
-                .values(parent_depth=depth)
+                .values(parent_key=place[0], parent_depth=place[1])
             )
         keys = [row.key for row in superseded]
         ending = await self._connection.execute(
@@ -104,30 +110,23 @@ class Tree:
         ).one_or_none()
         await self.move_leaf(branch, leaf.key if leaf else None, leaf.depth if leaf else 0)
 
-    async def fork(self, *, from_message_id: str, name: str | None = None) -> str:
+    async def fork(self, *, from_message_id: str | None, name: str | None = None) -> str:
         """Makes a branch that starts after a message, copying nothing; returns its name.
 
-        Raises `MessageNotFound` where the message has no place on a branch, and `IdTaken`.
+        From null it starts empty. Raises `MessageNotFound` where the message has no place on a
+        branch, and `IdTaken`.
         """
         taken = await self._branch_names()
         if name in taken:
             raise IdTaken(name)
-        message = (
-            await self._connection.execute(
-                select(messages).where(
-                    messages.c.context_key == self._context_key, messages.c.id == from_message_id
-                )
-            )
-        ).one_or_none()
-        if message is None or message.depth is None or message.superseded:
-            raise MessageNotFound(from_message_id)
+        leaf = None if from_message_id is None else await self._placed(from_message_id)
         name = name or await self._free_branch_name(taken)
         inserted = await self._connection.execute(
             insert(segments)
             .values(
                 context_key=self._context_key,
-                parent_key=message.segment_key,
-                parent_depth=message.depth,
+                parent_key=leaf.segment_key if leaf else None,
+                parent_depth=leaf.depth if leaf else 0,
             )
             .returning(segments.c.key)
         )
@@ -136,12 +135,46 @@ class Tree:
                 context_key=self._context_key,
                 name=name,
                 segment_key=inserted.scalar_one(),
-                leaf_key=message.key,
-                leaf_depth=message.depth,
+                leaf_key=leaf.key if leaf else None,
+                leaf_depth=leaf.depth if leaf else 0,
                 created_at=self._now,
             )
         )
         return name
+
+    async def remove(self, name: str) -> None:
+        """Takes the name away. Its messages, and what was forked from them, stay."""
+        await self._connection.execute(
+            delete(branches).where(
+                branches.c.context_key == self._context_key, branches.c.name == name
+            )
+        )
+
+    async def require(self, branch: str, message_key: int) -> None:
+        """Raises `BranchNotFound` unless the message stands on the branch.
+
+        A branch may be gone, and its name be given to another.
+        """
+        placed = await self._connection.scalar(
+            select(messages.c.key)
+            .where(messages.c.key == message_key)
+            .where(await on_branch(self._connection, self._context_key, branch))
+        )
+        if placed is None:
+            raise BranchNotFound(branch)
+
+    async def _placed(self, message_id: str) -> AnyRow:
+        """A message that stands in the tree. Raises `MessageNotFound`."""
+        row: AnyRow | None = (
+            await self._connection.execute(
+                select(messages).where(
+                    messages.c.context_key == self._context_key, messages.c.id == message_id
+                )
+            )
+        ).one_or_none()
+        if row is None or row.depth is None or row.superseded:
+            raise MessageNotFound(message_id)
+        return row
 
     async def _branch_names(self) -> set[str]:
         query = select(branches.c.name).where(branches.c.context_key == self._context_key)
@@ -190,3 +223,23 @@ async def on_branch(connection: AsyncConnection, context_key: int, name: str) ->
         for start in range(0, len(parts), PARTS_GROUP)
     ]
     return and_(or_(*groups), ~messages.c.superseded)
+
+
+def select_branches(context_key: int) -> Select[Any]:
+    """The branches of a context, each with its `leaf_id` and the `from_id` that it was forked from."""
+    leaf, start = messages.alias("leaf"), messages.alias("start")
+    return (
+        select(branches, leaf.c.id.label("leaf_id"), start.c.id.label("from_id"))
+        .join(segments, segments.c.key == branches.c.segment_key)
+        .join(leaf, leaf.c.key == branches.c.leaf_key, isouter=True)
+        .join(
+            start,
+            and_(
+                start.c.segment_key == segments.c.parent_key,
+                start.c.depth == segments.c.parent_depth,
+                ~start.c.superseded,
+            ),
+            isouter=True,
+        )
+        .where(branches.c.context_key == context_key)
+    )

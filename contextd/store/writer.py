@@ -29,6 +29,7 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 GROUP_MAX = 1000  # entries in one transaction: bounds both its length and the wait of the next
+GROUP_BYTES_MAX = 4 * 1024 * 1024
 GROUP_CHUNKS_MAX = 10_000  # the same for chunks, of which an entry may have many
 RECONNECT_WAIT_S = 0.5
 CLOSE_S = 5.0
@@ -212,10 +213,12 @@ class Writer:
 
     def _take_group(self) -> list[_Entry]:
         """The oldest entries, as many as one transaction should have."""
-        count = chunk_count = 0
+        count = chunk_count = byte_count = 0
         for entry in self._queue[:GROUP_MAX]:
-            chunk_count += len(entry.texts) if isinstance(entry, Append) else 0
-            if chunk_count > GROUP_CHUNKS_MAX and count:
+            if isinstance(entry, Append):
+                chunk_count += len(entry.texts)
+                byte_count += sum(entry.sizes)
+            if count and (chunk_count > GROUP_CHUNKS_MAX or byte_count > GROUP_BYTES_MAX):
                 break
             count += 1
         group, self._queue = self._queue[:count], self._queue[count:]

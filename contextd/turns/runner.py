@@ -13,10 +13,8 @@ comes first: the ledger says so (same process), the next write is refused, or it
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, suppress
-from itertools import groupby
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 import msgspec
 import structlog
@@ -26,44 +24,37 @@ from contextd.core.errors import (
     ContextNotFound,
     MessageClosed,
     MessageNotFound,
-    Overloaded,
     ShuttingDown,
     StaleProducer,
 )
 from contextd.core.machine import State
-from contextd.core.message import TEXT, THINKING, Problem, Role, Usage
-from contextd.provider import (
-    Event,
-    FatalError,
-    Finished,
-    HistoryMessage,
-    ModelRequest,
-    Provider,
-    ProviderError,
-    TextDelta,
-    ThinkingDelta,
-    ToolCallRequest,
-    TransientError,
-    UsageReport,
+from contextd.core.message import Problem, Usage
+from contextd.provider import FatalError, ModelRequest, Provider, ProviderError, TransientError
+from contextd.service import (
+    Calls,
+    Ledger,
+    Payloads,
+    Recovery,
+    Steps,
+    Toolset,
+    TurnListener,
+    TurnLostError,
+    TurnView,
 )
-from contextd.service import Ledger, Recovery, Steps, TurnListener, TurnLostError, TurnView
 from contextd.service.recovery import RESPONDING
+from contextd.service.steps import WAITING_STATES
 from contextd.settings import Settings
-from contextd.store.appends import utf8_bytes
 from contextd.store.notices import StartedTurn
 from contextd.store.reader import Reader
-from contextd.store.tail import LiveMessage
 from contextd.store.writer import Unconfirmed
+from contextd.turns.executing import Executing
+from contextd.turns.history import Said, build_history
+from contextd.turns.reply import PROVIDER_CLOSE_S, STORE_RETRY_S, Reply, stored
 
 log = structlog.get_logger(__name__)
 
-T = TypeVar("T")
-
-INBOX_EVENTS_MAX = 1024  # read ahead of the commit; then the provider is slowed
 RELEASE_S = 1.0
-PROVIDER_CLOSE_S = 0.25  # §6: a stopped turn lets go of its provider within this
 HISTORY_MESSAGES_MAX = 1000
-STORE_RETRY_S = 0.5
 LEASE_RENEWALS = 3  # in the time of one lease, so that one may be lost
 
 UNCONFIRMED = Problem(
@@ -71,21 +62,6 @@ UNCONFIRMED = Problem(
 )
 
 _LOST = (TurnLostError, MessageClosed, MessageNotFound, StaleProducer, ContextNotFound)
-
-
-class _Ended(msgspec.Struct, frozen=True):
-    """The provider's stream is over, with the error that ended it."""
-
-    error: Exception | None
-
-
-class Reply:
-    """One answer of the model as it is being written: the open message and what is known so far."""
-
-    def __init__(self) -> None:
-        self.live: LiveMessage | None = None
-        self.usage: Usage | None = None
-        self.finish_reason: str | None = None
 
 
 class Turns(TurnListener):
@@ -96,6 +72,10 @@ class Turns(TurnListener):
         *,
         ledger: Ledger,
         steps: Steps,
+        calls: Calls,
+        toolset: Toolset,
+        executing: Executing,
+        payloads: Payloads,
         recovery: Recovery,
         reader: Reader,
         providers: Mapping[str, Provider],
@@ -104,6 +84,10 @@ class Turns(TurnListener):
     ) -> None:
         self._ledger = ledger
         self._steps = steps
+        self._calls = calls
+        self._toolset = toolset
+        self._executing = executing
+        self._payloads = payloads
         self._recovery = recovery
         self._reader = reader
         self._providers = providers
@@ -192,7 +176,7 @@ class Turns(TurnListener):
     async def _run_or_fail(self, turn: StartedTurn) -> None:
         limit: asyncio.Timeout | None = None
         try:
-            view = await self._stored(lambda: self._steps.view(turn))
+            view = await stored(lambda: self._steps.view(turn))
             left_s = self._settings.turn_timeout_s - view.worked_ms / 1000
             async with asyncio.timeout(max(0.0, left_s)) as limit:
                 await self._drive(turn, view)
@@ -228,17 +212,32 @@ class Turns(TurnListener):
         """One step of the turn. None when it has ended."""
         match view.state:
             case State.PROCESSING_USER_MESSAGE:
-                return await self._stored(lambda: self._steps.request_llm(turn))
+                if view.paths:
+                    await stored(lambda: self._payloads.attach(turn, view.paths))
+                return await stored(lambda: self._steps.request_llm(turn))
             case State.TRANSIENT_FAILURE:
                 return await self._try_again(turn, view)
             case State.AWAITING_LLM_RESPONSE:
                 return await self._respond(turn, view)
             case State.PROCESSING_LLM_RESPONSE:
-                await self._stored(lambda: self._steps.finish(turn))
-                self.outcomes["completed"] += 1
-                return None
+                return self._moved(view, await stored(lambda: self._calls.dispatch(turn)))
+            case State.EXECUTING_TOOLS:
+                view = await stored(lambda: self._steps.view(turn))
+                await self._executing.run(turn, view.context)
+                return self._moved(view, await stored(lambda: self._calls.collect(turn)))
+            case State.PROCESSING_TOOL_RESULTS:
+                if await stored(lambda: self._calls.is_over_limit(turn)):
+                    await stored(lambda: self._steps.finish(turn))
+                    return self._moved(view, State.IDLE)
+                return await stored(lambda: self._steps.request_llm(turn))
             case _:
                 raise RuntimeError(f"no turn of this process stands in {view.state}")
+
+    def _moved(self, view: TurnView, state: State) -> TurnView | None:
+        """The turn after a step; None where it has ended, or waits for somebody outside."""
+        if state is State.IDLE:
+            self.outcomes["completed"] += 1
+        return None if state is State.IDLE or state in WAITING_STATES else _at(view, state)
 
     async def _look_again(self, turn: StartedTurn) -> TurnView:
         """A step's answer was lost with the database's connection: it was done, or it was not.
@@ -246,10 +245,10 @@ class Turns(TurnListener):
         The turn goes on from what is stored. An answer that was being read is asked for again.
         """
         await asyncio.sleep(STORE_RETRY_S)
-        view = await self._stored(lambda: self._steps.view(turn))
+        view = await stored(lambda: self._steps.view(turn))
         if view.state in RESPONDING:
             await self._steps.fail_transiently(turn, UNCONFIRMED, wait_ms=0, usage=None)
-            view = msgspec.structs.replace(view, state=State.TRANSIENT_FAILURE)
+            view = _at(view, State.TRANSIENT_FAILURE)
         return view
 
     async def _try_again(self, turn: StartedTurn, view: TurnView) -> TurnView | None:
@@ -261,24 +260,26 @@ class Turns(TurnListener):
             await self._fail(turn, error, None)
             return None
         self.retries += 1
-        return await self._stored(lambda: self._steps.request_llm(turn))
+        return await stored(lambda: self._steps.request_llm(turn))
 
     async def _respond(self, turn: StartedTurn, view: TurnView) -> TurnView | None:
         """One request to the model. None when the turn has ended."""
-        reply = Reply()
+        reply = Reply(self._ledger, self._steps, self._settings, turn)
         try:
-            await self._stream(turn, view, reply)
+            provider = self._provider(view)
+            await reply.read(provider.stream(await stored(lambda: self._request(turn, view))))
         except TransientError as error:
             return await self._back_off(turn, view, reply, error)
         except FatalError as error:
             await self._fail(turn, _problem(error), reply.usage)
             return None
-        await self._stored(
-            lambda: self._steps.end_stream(
-                turn, finish_reason=reply.finish_reason, usage=reply.usage
+        calls = await self._executing.check(view.context, list(reply.calls.values()))
+        await stored(
+            lambda: self._calls.end_stream(
+                turn, finish_reason=reply.finish_reason, usage=reply.usage, calls=calls
             )
         )
-        return msgspec.structs.replace(view, state=State.PROCESSING_LLM_RESPONSE)
+        return _at(view, State.PROCESSING_LLM_RESPONSE)
 
     async def _back_off(
         self, turn: StartedTurn, view: TurnView, reply: Reply, error: TransientError
@@ -287,13 +288,13 @@ class Turns(TurnListener):
             await self._fail(turn, _problem(error), reply.usage)
             return None
         wait_s = self._wait_s(view.attempt, error.retry_after_s)
-        await self._stored(
+        await stored(
             lambda: self._steps.fail_transiently(
                 turn, _problem(error), wait_ms=round(wait_s * 1000), usage=reply.usage
             )
         )
         await asyncio.sleep(wait_s)
-        return msgspec.structs.replace(view, state=State.TRANSIENT_FAILURE)
+        return _at(view, State.TRANSIENT_FAILURE)
 
     def _wait_s(self, attempt: int, retry_after_s: float | None) -> float:
         """Doubles with each attempt, with jitter, so that many turns do not come back together."""
@@ -302,104 +303,19 @@ class Turns(TurnListener):
         return max(ceiling * (0.5 + self._jitter() / 2), retry_after_s or 0.0)
 
     async def _fail(self, turn: StartedTurn, error: Problem, usage: Usage | None) -> None:
-        await self._stored(lambda: self._steps.fail(turn, error, usage=usage))
+        await stored(lambda: self._steps.fail(turn, error, usage=usage))
         self.outcomes["failed"] += 1
         log.warning("the turn failed", error_type=error.type)
 
-    async def _stream(self, turn: StartedTurn, view: TurnView, reply: Reply) -> None:
-        """Reads the provider's events and writes them, several chunks to a commit."""
-        provider = self._provider(view)
-        events = provider.stream(await self._stored(lambda: self._request(turn, view)))
-        inbox: asyncio.Queue[Event | _Ended] = asyncio.Queue(INBOX_EVENTS_MAX)
-        pump = asyncio.create_task(_pump(events, inbox), name=f"provider-{turn.id}")
-        try:
-            ended: _Ended | None = None
-            while ended is None:
-                batch = await self._next_events(inbox)
-                if isinstance(batch[-1], _Ended):
-                    ended = batch.pop()  # type: ignore[assignment]
-                await self._write(turn, reply, batch)  # type: ignore[arg-type]
-            if isinstance(ended.error, ProviderError):
-                raise ended.error
-            if ended.error is not None:
-                log.error("the provider failed by a defect", exc_info=ended.error)
-                raise FatalError("provider_error", "The provider failed by a defect.")
-        finally:
-            pump.cancel()
-            await asyncio.wait([pump], timeout=PROVIDER_CLOSE_S)
-
-    async def _next_events(self, inbox: asyncio.Queue[Event | _Ended]) -> list[Event | _Ended]:
-        """What has gathered, one event at least. Raises `TransientError` when none comes in time."""
-        try:
-            async with asyncio.timeout(self._settings.token_timeout_s):
-                batch = [await inbox.get()]
-        except TimeoutError:
-            raise TransientError(
-                "provider_timeout",
-                f"The model sent nothing for {self._settings.token_timeout_s:g} s.",
-            ) from None
-        while not inbox.empty():
-            batch.append(inbox.get_nowait())
-        return batch
-
-    async def _write(self, turn: StartedTurn, reply: Reply, events: Sequence[Event]) -> None:
-        for type_, group in groupby(events, key=type):
-            if type_ is TextDelta or type_ is ThinkingDelta:
-                kind = TEXT if type_ is TextDelta else THINKING
-                texts = [
-                    piece
-                    for delta in group
-                    for piece in _chunks(delta.content, self._settings.chunk_bytes_max)  # type: ignore[union-attr]
-                ]
-                if texts:
-                    await self._write_chunks(turn, reply, kind, texts)
-                continue
-            for event in group:
-                self._note(reply, event)
-
-    async def _write_chunks(
-        self, turn: StartedTurn, reply: Reply, kind: str, texts: list[str]
-    ) -> None:
-        live = reply.live
-        if live is None or live.kind != kind:
-            reply.live = await self._stored(
-                lambda: self._steps.open_message(turn, kind=kind, texts=texts)
-            )
-            return
-        await self._append(turn, live, texts, first=live.head + 1)
-
-    async def _append(
-        self, turn: StartedTurn, live: LiveMessage, texts: list[str], first: int
-    ) -> None:
-        try:
-            await self._ledger.append(live, fence=turn.fence, texts=texts, first=first)
-        except Overloaded:
-            # Stored or not, with its first sequence it can be said again.
-            await asyncio.sleep(STORE_RETRY_S)
-            await self._append(turn, live, texts, first)
-
-    def _note(self, reply: Reply, event: Event) -> None:
-        match event:
-            case UsageReport(usage):
-                reply.usage = usage if reply.usage is None else reply.usage + usage
-            case Finished(reason):
-                reply.finish_reason = reason
-            case ToolCallRequest(name=name):
-                raise FatalError(
-                    "tools_unavailable", f"The model asked for the tool {name!r}; there is none."
-                )
-            case _:
-                raise AssertionError(event)
-
     def _provider(self, view: TurnView) -> Provider:
-        name = view.provider or self._settings.provider
+        name = view.context.provider or self._settings.provider
         provider = self._providers.get(name)
         if provider is None:
             raise FatalError("unknown_provider", f"This server has no provider {name!r}.")
         return provider
 
     async def _request(self, turn: StartedTurn, view: TurnView) -> ModelRequest:
-        found = await self._reader.history(
+        rows, results = await self._reader.history(
             turn.context_id,
             view.branch,
             messages_max=HISTORY_MESSAGES_MAX,
@@ -409,48 +325,16 @@ class Turns(TurnListener):
             context_id=turn.context_id,
             turn_id=turn.id,
             attempt=view.attempt,
-            system_prompt=view.system_prompt or self._settings.system_prompt,
-            model=view.model or self._settings.model,
-            history=[HistoryMessage(role=Role(row.role), content=text) for row, text in found],
+            system_prompt=view.context.system_prompt or self._settings.system_prompt,
+            model=view.context.model or self._settings.model,
+            history=build_history([Said(*row) for row in rows], results),
+            tools=self._toolset.offers(view.context),
         )
-
-    async def _stored(self, write: Callable[[], Awaitable[T]]) -> T:
-        """Writes, and again for as long as the database does not take it: the turn's time bounds it.
-
-        Raises `Unconfirmed` where nobody knows whether it was taken.
-        """
-        while True:
-            try:
-                return await write()
-            except Unconfirmed:
-                raise
-            except Overloaded:
-                await asyncio.sleep(STORE_RETRY_S)
 
 
 def _problem(error: ProviderError) -> Problem:
     return Problem(type=error.type, message=error.message)
 
 
-async def _pump(events: AsyncGenerator[Event, None], inbox: asyncio.Queue[Event | _Ended]) -> None:
-    """Reads the provider in a task of its own, so that its generator is closed where it runs."""
-    error: Exception | None = None
-    try:
-        async with aclosing(events) as stream:
-            async for event in stream:
-                await inbox.put(event)
-    except Exception as raised:
-        error = raised
-    await inbox.put(_Ended(error))
-
-
-def _chunks(content: str, bytes_max: int) -> Iterator[str]:
-    """A model's delta as chunks: no U+0000 (§3.1), none larger than the limit (§7)."""
-    content = content.replace("\x00", "\ufffd")
-    if utf8_bytes(content) <= bytes_max:
-        if content:
-            yield content
-        return
-    step = bytes_max // 4 or 1  # a character is four bytes at most
-    for start in range(0, len(content), step):
-        yield content[start : start + step]
+def _at(view: TurnView, state: State) -> TurnView:
+    return msgspec.structs.replace(view, state=state)

@@ -22,4 +22,6 @@ def downgrade() -> None:
 def _alter(before: sa.types.TypeEngine[int], after: sa.types.TypeEngine[int]) -> None:
     # An INTEGER of SQLite has 64 bits as it is.
     if op.get_bind().dialect.name == "postgresql":
-        op.alter_column("heads", "fence", existing_type=before, type_=after, existing_nullable=False)
+        op.alter_column(
+            "heads", "fence", existing_type=before, type_=after, existing_nullable=False
+        )

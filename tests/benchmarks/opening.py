@@ -27,9 +27,7 @@ async def open_message(contextd: Contextd, context_id: str) -> tuple[StartedTurn
     service = contextd.service
     service.ledger.listener = opened
     await service.contexts.create(ContextRequest(id=context_id))
-    await service.messages.send(
-        context_id, SendRequest(payload=TextPayload(type="text", content="Go on"))
-    )
+    await service.messages.send(context_id, SendRequest(payload=TextPayload(content="Go on")))
     turn = opened.turns[-1]
     await service.steps.request_llm(turn)
     return turn, await service.steps.open_message(turn, kind="text", texts=["0" * 20])

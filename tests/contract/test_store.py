@@ -20,7 +20,7 @@ from .conftest import HeldProvider, Start
 
 
 async def send(contextd: Contextd, context_id: str, text: str = "Hi", **options: Any) -> Any:
-    request = SendRequest(payload=TextPayload(type="text", content=text), **options)
+    request = SendRequest(payload=TextPayload(content=text), **options)
     return await contextd.service.messages.send(context_id, request)
 
 

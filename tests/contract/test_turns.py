@@ -25,7 +25,7 @@ async def until(
 
 
 async def send(contextd: Contextd, text: str, **options: Any) -> Any:
-    request = SendRequest(payload=TextPayload(type="text", content=text), **options)
+    request = SendRequest(payload=TextPayload(content=text), **options)
     return await contextd.service.messages.send("a", request)
 
 

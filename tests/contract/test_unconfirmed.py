@@ -74,7 +74,7 @@ async def test_chunks_and_steps_are_not_stored_twice(postgresql_url: str) -> Non
         settings = Settings(database=url, backoff_initial_s=0.0)
         async with running(settings, providers={"scripted": provider}) as contextd:
             await contextd.service.contexts.create(ContextRequest(id="a"))
-            payload = TextPayload(type="text", content="Hello")
+            payload = TextPayload(content="Hello")
             await contextd.service.messages.send("a", SendRequest(payload=payload))
             await provider.asked.wait()
             live = None

@@ -113,6 +113,15 @@ def chunk(finish_reason: str | None = None, **delta: Any) -> bytes:
     return data({"id": "chatcmpl-1", "object": "chat.completion.chunk", "choices": [choice]})
 
 
+def called(
+    index: int | None, id_: str | None, name: str | None, arguments: Any, finish: str | None = None
+) -> bytes:
+    """A chunk with one piece of a tool call."""
+    function = {"name": name, "arguments": arguments}
+    part = {"index": index, "id": id_, "type": "function", "function": function}
+    return chunk(finish, tool_calls=[part])
+
+
 def usage(prompt_tokens: int, completion_tokens: int) -> bytes:
     """The chunk that comes last where `include_usage` was asked for."""
     total = prompt_tokens + completion_tokens

@@ -17,13 +17,12 @@ from contextd.provider import (
     Finished,
     TextDelta,
     ThinkingDelta,
-    ToolCallRequest,
     TransientError,
     UsageReport,
 )
 from contextd.provider import openai as openai_module
-from contextd.provider.chat_answer import TOOL_CALLS_MAX, Answer
-from contextd.provider.openai import OpenAIProvider, messages
+from contextd.provider.chat_answer import Answer
+from contextd.provider.openai import OpenAIProvider
 from contextd.settings import SettingsError
 
 
@@ -99,83 +98,6 @@ async def test_a_refusal_is_the_answer(chat: FakeChat, openai: OpenAIProvider) -
     """What the model says instead of an answer is text too."""
     chat.play(Play([chunk(refusal="I won't."), chunk("stop"), DONE]))
     assert written(await collect(openai.stream(ask()))) == ["I won't."]
-
-
-def called(index: int | None, id_: str | None, name: str | None, arguments: str) -> bytes:
-    function = {"name": name, "arguments": arguments}
-    return chunk(tool_calls=[{"index": index, "id": id_, "type": "function", "function": function}])
-
-
-@pytest.mark.parametrize("index", [1, 0, None])
-async def test_tool_calls_are_put_together(
-    chat: FakeChat, openai: OpenAIProvider, index: int | None
-) -> None:
-    """By index, or by id where a server counts none or gives all the same."""
-    first = [
-        called(0, "call_a", "look", ""),
-        called(0, None, None, '{"at"'),
-        called(0, "", "", ": 1}"),
-    ]
-    second = called(index, "call_b", "wait", "")
-    chat.play(Play([*first, second, chunk("tool_calls"), usage(1, 1), DONE]))
-    assert await collect(openai.stream(ask())) == [
-        ToolCallRequest(id="call_a", name="look", arguments={"at": 1}),
-        ToolCallRequest(id="call_b", name="wait", arguments={}),
-        UsageReport(Usage(prompt_tokens=1, completion_tokens=1)),
-        Finished("tool_calls"),
-    ]
-
-
-async def test_a_tool_call_without_an_id_gets_one(chat: FakeChat, openai: OpenAIProvider) -> None:
-    """Calls without ids could not be told apart."""
-    calls = [called(0, None, "a", "{}"), called(1, None, "b", "{}")]
-    chat.play(Play([*calls, DONE]))
-    events = await collect(openai.stream(ask()))
-    ids = {event.id for event in events if isinstance(event, ToolCallRequest)}
-    assert len(ids) == 2
-    assert "" not in ids
-    assert reasons(events) == ["tool_calls"]
-
-
-@pytest.mark.parametrize(
-    ("name", "arguments"),
-    [("a", '{"x": '), ("a", "[1]"), ("a", '"x"'), ("a", '{"x": NaN}'), (None, "{}")],
-)
-async def test_a_tool_call_that_cannot_be_made_is_fatal(
-    chat: FakeChat, openai: OpenAIProvider, name: str | None, arguments: str
-) -> None:
-    """It has no name, or its arguments are not a JSON object."""
-    chat.play(Play([called(0, "call_a", name, arguments), chunk("tool_calls"), DONE]))
-    with pytest.raises(FatalError) as caught:
-        await collect(openai.stream(ask()))
-    assert caught.value.type == "invalid_tool_call"
-
-
-def test_tool_calls_are_bounded() -> None:
-    """A model that calls for ever is stopped."""
-    answer = Answer()
-    parts = [{"index": index, "id": f"call_{index}"} for index in range(TOOL_CALLS_MAX + 1)]
-    list(answer.read({"choices": [{"delta": {"tool_calls": parts[:-1]}}]}))
-    with pytest.raises(FatalError) as caught:
-        list(answer.read({"choices": [{"delta": {"tool_calls": parts[-1:]}}]}))
-    assert caught.value.type == "invalid_tool_call"
-
-
-def test_arguments_of_tool_calls_are_bounded() -> None:
-    """A model that never ends its arguments is stopped."""
-    answer = Answer()
-    part = {"index": 0, "function": {"name": "a", "arguments": "x" * 600_000}}
-    list(answer.read({"choices": [{"delta": {"tool_calls": [part]}}]}))
-    with pytest.raises(FatalError) as caught:
-        list(answer.read({"choices": [{"delta": {"tool_calls": [part]}}]}))
-    assert caught.value.type == "invalid_tool_call"
-
-
-async def test_arguments_can_be_stored(chat: FakeChat, openai: OpenAIProvider) -> None:
-    """The JSON within the JSON can escape what no text may hold, too."""
-    chat.play(Play([called(0, "a", "b", '{"x\\u0000": ["\\ud83d", "\\ud83d\\ude00"]}'), DONE]))
-    events = await collect(openai.stream(ask()))
-    assert events[0] == ToolCallRequest(id="a", name="b", arguments={"x\ufffd": ["\ufffd", "😀"]})
 
 
 async def test_usage_may_come_with_a_choice(chat: FakeChat, openai: OpenAIProvider) -> None:
@@ -351,29 +273,6 @@ async def test_a_cancelled_reader_closes_the_connection(
     with pytest.raises(asyncio.CancelledError):
         await reader
     await asyncio.wait_for(chat.left.wait(), 5)
-
-
-@pytest.mark.parametrize(
-    ("system_prompt", "history", "expected"),
-    [
-        (None, [], [("user", "Q")]),
-        ("", [], [("user", "Q")]),
-        ("S", [("system", "T")], [("system", "S\n\nT"), ("user", "Q")]),
-        (None, [("user", "a"), ("user", "b")], [("user", "a\n\nb\n\nQ")]),
-        (None, [("user", "a"), ("assistant", "")], [("user", "a\n\nQ")]),
-        (
-            "S",
-            [("user", "a"), ("assistant", "b"), ("tool", "t"), ("assistant", "c")],
-            [("system", "S"), ("user", "a"), ("assistant", "b\n\nc"), ("user", "Q")],
-        ),
-    ],
-)
-def test_messages_alternate(
-    system_prompt: str | None, history: list[tuple[str, str]], expected: list[tuple[str, str]]
-) -> None:
-    """System prompt first, one message a run of the same role, none empty, tools' not sent yet."""
-    sent = messages(ask("Q", system_prompt=system_prompt, history=history))
-    assert [(message["role"], message["content"]) for message in sent] == expected
 
 
 @pytest.fixture

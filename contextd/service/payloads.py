@@ -1,0 +1,104 @@
+"""What a send may consist of, made into a message: text, references to files, workflows (§3.1)."""
+
+from typing import assert_never
+
+import msgspec
+
+from contextd.core.errors import InvalidRequest
+from contextd.core.message import (
+    FILE_REFERENCE,
+    TEXT,
+    WORKFLOW,
+    FileReferencePayload,
+    Payload,
+    TextPayload,
+    WorkflowPayload,
+)
+from contextd.core.values import JsonObject
+from contextd.service.steps import Steps
+from contextd.store.notices import StartedTurn
+from contextd.tools.files import file_reference_text, parse_file_reference
+from contextd.tools.threads import in_thread
+from contextd.tools.workspace import Workspace, WorkspaceError
+from contextd.workflows import Workflows
+
+
+class Composed(msgspec.Struct, frozen=True, kw_only=True):
+    """A user's message as it is stored."""
+
+    kind: str
+    content: str
+    metadata: JsonObject
+
+
+class Payloads:
+    """Checks payloads, and reads what they refer to. `bytes_max` bounds what is shown of one file."""
+
+    def __init__(
+        self, steps: Steps, *, workspace: Workspace | None, workflows: Workflows, bytes_max: int
+    ) -> None:
+        self._steps = steps
+        self._workspace = workspace
+        self._workflows = workflows
+        self._bytes_max = bytes_max
+
+    async def compose(self, payload: Payload) -> Composed:
+        """The message of a payload. Raises `InvalidRequest`, `WorkflowNotFound`."""
+        match payload:
+            case TextPayload():
+                return Composed(
+                    kind=TEXT, content=payload.content, metadata=_display(payload.display)
+                )
+            case FileReferencePayload():
+                await self._check_files(payload.paths)
+                return Composed(
+                    kind=FILE_REFERENCE,
+                    content=payload.display_text or "\n".join(payload.paths),
+                    metadata={"paths": payload.paths, **_display(payload.display_text)},
+                )
+            case WorkflowPayload():
+                return await self._render(payload)
+            case _:
+                assert_never(payload)
+
+    async def attach(self, turn: StartedTurn, paths: list[str]) -> None:
+        """Stores what the files of a message hold now, as results that the model sees (§3.1)."""
+        if self._workspace is None:
+            texts = [f"{path}: this server has no workspace." for path in paths]
+        else:
+            texts = [
+                await file_reference_text(self._workspace, path, bytes_max=self._bytes_max)
+                for path in paths
+            ]
+        await self._steps.add_references(turn, list(zip(paths, texts, strict=True)))
+
+    async def _check_files(self, paths: list[str]) -> None:
+        workspace = self._workspace
+        if workspace is None:
+            raise InvalidRequest.of("payload.type", "this server has no workspace to refer to")
+        for index, path in enumerate(paths):
+            try:
+                found = parse_file_reference(path)
+                await in_thread(
+                    lambda found=found: workspace.read(  # type: ignore[misc]
+                        found.path,
+                        first_line=found.first_line,
+                        last_line=found.last_line,
+                        bytes_max=1,
+                    )
+                )
+            except WorkspaceError as error:
+                raise InvalidRequest.of(f"payload.paths[{index}]", str(error)) from None
+
+    async def _render(self, payload: WorkflowPayload) -> Composed:
+        content = await in_thread(
+            lambda: self._workflows.render(payload.workflow, payload.parameters)
+        )
+        metadata = {"workflow": payload.workflow, "parameters": payload.parameters}
+        return Composed(
+            kind=WORKFLOW, content=content, metadata=metadata | _display(payload.display_text)
+        )
+
+
+def _display(display: str | None) -> JsonObject:
+    return {"display": display} if display else {}

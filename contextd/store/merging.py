@@ -1,0 +1,281 @@
+"""Bringing messages from one branch to another (§9): which can go, and their copies.
+
+A message hangs in one place of the tree, so a merge makes new ones at the leaf of the branch that
+gets them. A copy says in its metadata which message it is of; a copy of a copy names the first. By
+that a repeat knows what is there already, in either direction.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from sqlalchemy import ColumnElement, Text, column, insert, select, type_coerce, values
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from contextd.core.branch import LeftOut, LeftOutReason
+from contextd.core.errors import PayloadTooLarge, TooManyChunks, TooManyMessages
+from contextd.core.message import MessageStats, MessageStatus, Role
+from contextd.core.tool_call import TOOL_CALL, TOOL_RESULT
+from contextd.core.values import JsonObject
+from contextd.store.edit import ContextEdit
+from contextd.store.notices import ClosedMessage
+from contextd.store.tables import AnyRow, Key, chunks, heads, messages, turns
+from contextd.store.tree import on_branch
+
+MERGED_FROM = "merged_from"  # the member of a copy's metadata
+
+# Of one merge, since it is one transaction, and no other write goes on meanwhile.
+CONSIDERED_MAX = 10_000
+COPIED_MAX = 1000
+COPIED_CHUNKS_MAX = 100_000
+COPIED_BYTES_MAX = 16 * 1024 * 1024
+
+
+class Selection(msgspec.Struct, frozen=True):
+    """What of the source goes over, in conversation order, and what does not."""
+
+    chosen: Sequence[AnyRow]
+    left_out: list[LeftOut]
+
+
+async def choose(
+    edit: ContextEdit, *, source: str, target: str, message_ids: Sequence[str] | None
+) -> Selection:
+    """Judges the source's messages since the common ancestor, or those that are named.
+
+    Raises `BranchNotFound`, and `PayloadTooLarge` where it is too much for one merge.
+    """
+    on_source = await on_branch(edit.connection, edit.key, source)
+    on_target = await on_branch(edit.connection, edit.key, target)
+    which = ~on_target if message_ids is None else messages.c.id.in_(message_ids)
+    found = await _candidates(edit, on_source, on_target, which)
+    present = await _present(edit, on_target, found)
+    queued = await _queued(edit.connection, edit.key, source)
+    chosen, left_out = [], []
+    for row in found:
+        reason = _reason(row, present)
+        present.add(_origin(row))  # so that of two copies of one message only the first goes
+        if reason is None:
+            chosen.append(row)
+        else:
+            left_out.append(LeftOut(message_id=row.id, reason=reason))
+    _check_bounds(chosen)
+    known = {row.id for row in found}
+    for message_id in dict.fromkeys(queued if message_ids is None else message_ids):
+        if message_id not in known:
+            missing: LeftOutReason = "queued" if message_id in queued else "not_on_source"
+            left_out.append(LeftOut(message_id=message_id, reason=missing))
+    return Selection(chosen, left_out)
+
+
+async def add_copies(
+    edit: ContextEdit, rows: Sequence[AnyRow], ids: Sequence[str], *, source: str, target: str
+) -> None:
+    """Appends copies of closed messages, under these new ids, to the target. Part of the current change.
+
+    Their text is copied by the database, chunk by chunk, so sequences stay what they were.
+    """
+    tip = await edit.tree.tip(target)
+    parents = [tip.leaf_id, *ids]
+    drafts = [
+        _copy(edit, row, source)
+        | {
+            "id": ids[index],
+            "parent_id": parents[index],
+            "segment_key": tip.segment_key,
+            "depth": tip.leaf_depth + 1 + index,
+        }
+        for index, row in enumerate(rows)
+    ]
+    await edit.connection.execute(insert(messages), drafts)
+    keys = await _keys(edit, ids)
+    pairs = [(row.key, keys[id_]) for row, id_ in zip(rows, ids, strict=True)]
+    await _copy_text(edit, rows, pairs)
+    await edit.tree.move_leaf(target, keys[ids[-1]], tip.leaf_depth + len(ids))
+    edit.note_added(
+        [
+            ClosedMessage(
+                key=keys[id_],
+                id=id_,
+                role=row.role,
+                kind=row.kind,
+                status=MessageStatus(row.status),
+                final=row.final_sequence,
+            )
+            for row, id_ in zip(rows, ids, strict=True)
+        ]
+    )
+
+
+async def _candidates(
+    edit: ContextEdit, on_source: Any, on_target: Any, which: Any
+) -> Sequence[AnyRow]:
+    """Messages of the source, each with whether the target `shares` it and its turn was `retried`."""
+    retried = select(turns.c.retry_of).where(
+        turns.c.context_key == edit.key, turns.c.retry_of.is_not(None)
+    )
+    rows = (
+        await edit.connection.execute(
+            select(
+                messages,
+                heads.c.head,
+                heads.c.bytes,
+                heads.c.characters,
+                on_target.label("shared"),
+                messages.c.turn_id.in_(retried).label("retried"),
+            )
+            .join(heads, heads.c.message_key == messages.c.key)
+            .where(messages.c.context_key == edit.key, on_source, which)
+            .order_by(messages.c.depth)
+            .limit(CONSIDERED_MAX + 1)
+        )
+    ).all()
+    if len(rows) > CONSIDERED_MAX:
+        raise TooManyMessages(CONSIDERED_MAX)
+    return rows
+
+
+async def _present(edit: ContextEdit, on_target: Any, found: Sequence[AnyRow]) -> set[str]:
+    """The messages that the target has itself, or copies of, as far as they matter for `found`."""
+    metadata: ColumnElement[str] = type_coerce(messages.c.metadata, Text)
+    copies = await edit.connection.execute(
+        select(messages.c.id, messages.c.metadata)
+        .where(messages.c.context_key == edit.key, on_target)
+        .where(metadata.contains(f'"{MERGED_FROM}"', autoescape=True))
+    )
+    present = {_origin(row) for row in copies}
+    origins = {_origin(row) for row in found} - {row.id for row in found}
+    own = await edit.connection.scalars(
+        select(messages.c.id)
+        .where(messages.c.context_key == edit.key, on_target)
+        .where(messages.c.id.in_(origins))
+    )
+    return present | set(own)
+
+
+async def _queued(connection: AsyncConnection, context_key: int, branch: str) -> list[str]:
+    """What waits for its place on the branch."""
+    rows = await connection.scalars(
+        select(messages.c.id)
+        .where(messages.c.context_key == context_key, messages.c.queued_branch == branch)
+        .where(~messages.c.superseded)
+        .order_by(messages.c.key)
+    )
+    return list(rows)
+
+
+def _reason(row: AnyRow, present: set[str]) -> LeftOutReason | None:
+    """Why a message of the source does not go over; null: it does."""
+    if row.shared or _origin(row) in present:
+        return "already_there"
+    if row.status == MessageStatus.STREAMING:
+        return "open"
+    # It ran once, for its turn: a copy would say that it ran twice.
+    if row.turn_id is not None and row.kind in (TOOL_CALL, TOOL_RESULT):
+        return "tool_call"
+    # As in what is sent to the model (§6).
+    if row.retried and row.role == Role.ASSISTANT:
+        return "retried"
+    return None
+
+
+def _origin(row: AnyRow) -> str:
+    """The id of the message that this is, or is a copy of."""
+    told = _told(row)
+    return str(told["message_id"] if told else row.id)
+
+
+def _told(row: AnyRow) -> JsonObject | None:
+    """What a copy says of itself. A producer may write any metadata, so it is looked at closely."""
+    told = row.metadata.get(MERGED_FROM)
+    whole = isinstance(told, dict) and isinstance(told.get("message_id"), str)
+    return told if whole else None
+
+
+def _check_bounds(chosen: Sequence[AnyRow]) -> None:
+    if len(chosen) > COPIED_MAX:
+        raise TooManyMessages(COPIED_MAX)
+    if sum(row.head for row in chosen) > COPIED_CHUNKS_MAX:
+        raise TooManyChunks(COPIED_CHUNKS_MAX)
+    if sum(row.bytes for row in chosen) > COPIED_BYTES_MAX:
+        raise PayloadTooLarge(COPIED_BYTES_MAX, "the text of one merge")
+
+
+def _copy(edit: ContextEdit, row: AnyRow, source: str) -> dict[str, Any]:
+    """The columns of a copy but its place. It is of no turn, and costs no tokens."""
+    told = _told(row) or {"message_id": row.id, "branch": source}
+    return {
+        "context_key": edit.key,
+        "superseded": False,
+        "revision": edit.revision,
+        "opened_revision": edit.revision,
+        "role": row.role,
+        "kind": row.kind,
+        "status": row.status,
+        "final_sequence": row.final_sequence,
+        "media_type": row.media_type,
+        "finish_reason": row.finish_reason,
+        "error": row.error,
+        "metadata": row.metadata | {MERGED_FROM: told},
+        "client_metadata": row.client_metadata,
+        "stats": _stats(row),
+        "created_at": edit.now,
+        "changed_at": edit.now,
+        "completed_at": edit.now,
+    }
+
+
+def _stats(row: AnyRow) -> MessageStats:
+    """Of text that came all at once."""
+    return MessageStats(
+        chunks=row.head,
+        characters=row.characters,
+        bytes=row.bytes,
+        first_chunk_ms=0 if row.head else None,
+        total_ms=0,
+        mean_interval_ms=None,
+    )
+
+
+async def _keys(edit: ContextEdit, ids: Sequence[str]) -> Mapping[str, int]:
+    rows = await edit.connection.execute(
+        select(messages.c.id, messages.c.key).where(
+            messages.c.context_key == edit.key, messages.c.id.in_(ids)
+        )
+    )
+    return {row.id: row.key for row in rows}
+
+
+async def _copy_text(
+    edit: ContextEdit, rows: Sequence[AnyRow], pairs: Sequence[tuple[int, int]]
+) -> None:
+    """Heads and chunks; `pairs` are the keys of messages and of their copies."""
+    await edit.connection.execute(
+        insert(heads),
+        [
+            {
+                "message_key": key,
+                "is_open": False,
+                "head": row.head,
+                "bytes": row.bytes,
+                "characters": row.characters,
+                "fence": 0,
+                "producer_id": None,
+                "written_at": edit.now,
+            }
+            for row, (_, key) in zip(rows, pairs, strict=True)
+        ],
+    )
+    copied = values(column("of_key", Key), column("key", Key), name="copied").data(pairs).cte()
+    await edit.connection.execute(
+        insert(chunks).from_select(
+            ["message_key", "sequence", "content", "end_bytes", "created_at"],
+            select(
+                copied.c.key,
+                chunks.c.sequence,
+                chunks.c.content,
+                chunks.c.end_bytes,
+                type_coerce(edit.now, chunks.c.created_at.type),
+            ).join(chunks, chunks.c.message_key == copied.c.of_key),
+        )
+    )

@@ -1,0 +1,415 @@
+"""One MCP server over its whole life: reached, listed, called, lost, reached again.
+
+The SDK's client must be entered and left in one task, so each server has a task that does this and
+nothing else. A call is a task of its own too. Whoever waits for it can go at once; the call then tells
+the server that it is cancelled, which takes as long as the server takes to read.
+
+A connection that is lost comes back with the next call; one that never came to be is tried again by
+itself, because nothing can call tools that are not known. Between tries there is a pause that grows.
+"""
+
+import asyncio
+import math
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import anyio
+import httpx2
+import mcp_types
+import structlog
+from mcp import Client, MCPError
+from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
+
+from contextd.core.values import JsonObject
+from contextd.tools import Tool, ToolError
+from contextd.tools.mcp_file import McpServer
+from contextd.tools.mcp_naming import offered
+from contextd.tools.mcp_result import as_text
+from contextd.tools.mcp_transport import reach
+
+CONNECT_S = 60.0  # for one try: to start, to agree on a version, and to list the tools
+LIST_S = 30.0
+LIST_PAUSE_S = 0.5  # between two lists, however often the server says that they changed
+PAGES_MAX = 100
+TOOLS_MAX = 1000  # of one server; more are left out
+PAUSE_INITIAL_S = 0.5
+PAUSE_MAX_S = 30.0
+CLOSE_S = 8.0  # the SDK takes up to 6.5 s to end a child that does not want to
+CLOSE_CALLS_S = 1.0
+CANCEL_S = 1.0
+WORDS_CHARS_MAX = 500  # of a server, in an error
+STOPPING = "contextd is stopping."
+
+# What comes with HTTP 404 from a server that has forgotten the session. Either says that it ran nothing.
+SESSION_UNKNOWN = (mcp_types.INVALID_REQUEST, -32001)
+
+log = structlog.get_logger(__name__)
+
+
+class Connection:
+    """One server and its tools. `changed` is called when `tools` has become another list."""
+
+    def __init__(self, server: McpServer, changed: Callable[[], None]) -> None:
+        self.name = server.name
+        self.tools: list[Tool] = []
+        self.tried = asyncio.Event()  # once the first try to reach the server has ended
+        self.answered = False  # the server has listed its tools at least once
+        self._server = server
+        self._changed = changed
+        self._life: asyncio.Task[None] | None = None
+        self._calls: set[asyncio.Task[mcp_types.CallToolResult]] = set()
+        self._closing = False
+
+        self._client: Client | None = None
+        self._next_client: asyncio.Future[Client] = _future()
+        self._wanted = asyncio.Event()  # a call waits for `_next_client`
+        self._scope: anyio.CancelScope | None = None
+        self._over = asyncio.Event()  # the session that runs is to end
+        self._list_changed = asyncio.Event()
+        self._opened_at: float | None = None
+        self._refusal: int | None = None
+        self._handshake = False
+
+        self._failures = 0  # in a row
+        self._retry_at = -math.inf
+
+    def start(self) -> None:
+        """Begins to reach the server."""
+        self._life = asyncio.create_task(self._live(), name=f"mcp {self.name}")
+
+    async def close(self) -> None:
+        """Ends the session, its calls, and a child's process; bounded."""
+        self._closing = True
+        if self._client is None and self._scope is not None:
+            self._scope.cancel()  # it is still being reached, or left
+        self._end_session()
+        self._wanted.set()
+        if self._life is not None:
+            await _stopped([self._life], CLOSE_S)
+        await _stopped(self._calls, CLOSE_CALLS_S)
+        self._reject(STOPPING)
+
+    async def call(self, tool: str, arguments: JsonObject) -> str:
+        """What the tool answers, as text. `tool` is the server's own name for it.
+
+        Cancelling tells the server and returns at once. Raises `ToolError` with the tool's own error, or
+        with what went wrong between; it says whether the tool may have run.
+        """
+        try:
+            async with asyncio.timeout(self._server.timeout_s):
+                result = await self._answer(tool, arguments)
+        except TimeoutError:
+            raise ToolError(
+                f"The tool did not answer within {self._server.timeout_s:g} s and was cancelled. "
+                "It may have had an effect."
+            ) from None
+        if result.is_error:
+            raise ToolError(self._server.conceal(as_text(result)))
+        return as_text(result)
+
+    # Calls
+
+    async def _answer(self, tool: str, arguments: JsonObject) -> mcp_types.CallToolResult:
+        """A server that has forgotten the session did not run the call, so it is sent once more."""
+        with suppress(_ForgottenError):
+            return await self._ask(await self._connected(), tool, arguments)
+        with suppress(_ForgottenError):
+            return await self._ask(await self._connected(), tool, arguments)
+        raise self._refuse("it keeps no session.")
+
+    async def _connected(self) -> Client:
+        if self._client is not None:
+            return self._client
+        if self._closing:
+            raise self._refuse(STOPPING)
+        pause_s = self._retry_at - _now()
+        if pause_s > 0:
+            raise self._refuse(f"it is tried again in {math.ceil(pause_s)} s.")
+        self._wanted.set()
+        return await asyncio.shield(self._next_client)
+
+    async def _ask(
+        self, client: Client, tool: str, arguments: JsonObject
+    ) -> mcp_types.CallToolResult:
+        call = asyncio.create_task(client.call_tool(tool, arguments), name=f"mcp {self.name} call")
+        self._calls.add(call)
+        call.add_done_callback(self._forget)
+        try:
+            await asyncio.wait([call])
+        finally:
+            call.cancel()
+        try:
+            return call.result()
+        except asyncio.CancelledError:
+            raise ToolError(self._lost()) from None
+        except MCPError as error:
+            raise self._refusal_of(client, error) from None
+        except Exception as error:  # what the SDK raises about answers is of no one kind
+            if client is not self._client:
+                raise ToolError(self._lost()) from None
+            log.warning(
+                "an MCP server's answer is of wrong form",
+                server=self.name,
+                kind=type(error).__name__,
+            )
+            raise ToolError(
+                f"The MCP server {self.name} gave an answer of wrong form. The tool has run."
+            ) from None
+
+    def _forget(self, call: asyncio.Task[mcp_types.CallToolResult]) -> None:
+        self._calls.discard(call)
+        if not call.cancelled():
+            call.exception()  # nobody may be left to look at it
+
+    def _refusal_of(self, client: Client, error: MCPError) -> Exception:
+        if self._handshake and self._refusal == 404 and error.code in SESSION_UNKNOWN:
+            self._drop(client)
+            return _ForgottenError()
+        if error.code == mcp_types.CONNECTION_CLOSED:
+            return ToolError(self._lost())
+        words = self._words(error.message)
+        return ToolError(f"The MCP server {self.name} refused the call: {words}")
+
+    def _lost(self) -> str:
+        return (
+            f"The connection to the MCP server {self.name} ended before the tool answered. "
+            "The call may have had an effect."
+        )
+
+    def _refuse(self, why: str) -> ToolError:
+        return ToolError(
+            f"The MCP server {self.name} does not run: {why} The tool has not been called."
+        )
+
+    def _drop(self, client: Client) -> None:
+        """The session is of no use any more; the next call waits for another."""
+        if client is self._client:
+            self._end_session()
+
+    def _end_session(self) -> None:
+        self._client = None
+        self._over.set()
+        self._list_changed.set()
+
+    # The task that owns the session
+
+    async def _live(self) -> None:
+        while not self._closing:
+            self._over.clear()
+            self._list_changed.clear()
+            self._refusal = self._opened_at = None
+            reason = await self._session()
+            self._client = self._scope = None
+            self._note_end(reason)
+            self.tried.set()
+            if not self._closing:
+                await self._wait_to_be_wanted()
+
+    async def _session(self) -> str:
+        """One session from start to end. Answers why it ended."""
+        try:
+            with anyio.CancelScope(deadline=anyio.current_time() + CONNECT_S) as self._scope:
+                async with self._make_client() as client, anyio.create_task_group() as tasks:
+                    await self._list(client)
+                    self._scope.deadline = math.inf
+                    self._open(client)
+                    tasks.start_soon(self._listen, client)
+                    await self._follow_changes(client)
+                    tasks.cancel_scope.cancel()
+        except Exception as error:  # the SDK raises groups of whatever went wrong in its tasks
+            return self._reason(error)
+        return "it closed the connection." if self._opened_at else "it does not answer."
+
+    def _make_client(self) -> Client:
+        """With or without a question for the newest protocol, before `initialize`.
+
+        Some old servers quit at that question. So a try that fails is followed by one of the other kind,
+        and a session by one of its own kind.
+        """
+        return Client(
+            reach(self._server, self._end_session, self._note_refusal),
+            mode="legacy" if self._handshake else "auto",
+            message_handler=self._hear,
+            client_info=mcp_types.Implementation(name="contextd", version="1"),
+            cache=None,
+        )
+
+    def _open(self, client: Client) -> None:
+        self._handshake = client.protocol_version in HANDSHAKE_PROTOCOL_VERSIONS
+        self._opened_at = _now()
+        self._refusal = None  # of the question for the newest protocol, if any
+        if self._over.is_set():
+            return
+        self._client = client
+        self._wanted.clear()
+        self._next_client.set_result(client)
+        self._next_client = _future()
+        self.tried.set()
+        log.info("an MCP server is ready", server=self.name, tools=len(self.tools))
+
+    async def _follow_changes(self, client: Client) -> None:
+        while not self._over.is_set():
+            await self._list_changed.wait()
+            self._list_changed.clear()
+            if self._over.is_set():
+                return
+            await self._list_again(client)
+            with anyio.move_on_after(LIST_PAUSE_S):
+                await self._over.wait()
+
+    async def _list_again(self, client: Client) -> None:
+        try:
+            with anyio.fail_after(LIST_S):
+                await self._list(client)
+        except (MCPError, TimeoutError, ValueError) as error:
+            log.warning(
+                "an MCP server did not list its tools",
+                server=self.name,
+                reason=self._reason(error),
+            )
+
+    async def _list(self, client: Client) -> None:
+        listed: list[mcp_types.Tool] = []
+        cursor: str | None = None
+        for _ in range(PAGES_MAX):
+            page = await client.list_tools(cursor=cursor)
+            listed += page.tools
+            cursor = page.next_cursor
+            if cursor is None or len(listed) > TOOLS_MAX:
+                break
+        self._take(listed)
+
+    def _take(self, listed: list[mcp_types.Tool]) -> None:
+        self._warn_of_unknown({tool.name for tool in listed})
+        allowed = self._server.tools
+        tools: dict[str, Tool] = {}
+        for tool in listed:
+            if allowed is None or tool.name in allowed:
+                made = offered(self._server, tool, partial(self.call, tool.name))
+                tools.setdefault(made.name, made)  # of two with one name, the first counts
+        self.tools = list(tools.values())[:TOOLS_MAX]
+        if (allowed is None and len(tools) < len(listed)) or len(tools) > TOOLS_MAX:
+            log.warning("an MCP server's tools are left out", server=self.name, listed=len(listed))
+        self.answered = True
+        self._changed()
+
+    def _warn_of_unknown(self, known: set[str]) -> None:
+        """The file names tools that the server does not have: a slip of the pen can be unsafe."""
+        approved = self._server.requires_approval
+        named = {*self._server.idempotent, *(self._server.tools or ())}
+        named |= set(approved) if isinstance(approved, tuple) else set()
+        if named - known:
+            log.warning(
+                "an MCP server does not have all tools that its entry names",
+                server=self.name,
+                missing=sorted(named - known),
+            )
+
+    async def _hear(self, message: object) -> None:
+        if isinstance(message, mcp_types.ToolListChangedNotification):
+            self._list_changed.set()
+
+    async def _listen(self, client: Client) -> None:
+        """Newer servers say that their list has changed only to who asks for it."""
+        tools = client.server_capabilities.tools
+        if self._handshake or tools is None or not tools.list_changed:
+            return
+        pause_s = PAUSE_INITIAL_S
+        while True:
+            try:
+                async with client.listen(tools_list_changed=True) as changes:
+                    self._list_changed.set()  # it may have changed before we listened
+                    async for _ in changes:
+                        self._list_changed.set()
+            except Exception as error:  # whatever it is, the tools can still be called
+                if isinstance(error, MCPError) and error.code == mcp_types.METHOD_NOT_FOUND:
+                    return
+            await anyio.sleep(pause_s)
+            pause_s = min(2 * pause_s, PAUSE_MAX_S)
+
+    # Between sessions
+
+    def _note_refusal(self, status: int) -> None:
+        self._refusal = status
+
+    def _note_end(self, reason: str) -> None:
+        if self._closing:
+            return
+        if self._opened_at is None:
+            self._handshake = not self._handshake
+        pause_s = self._pause_s()
+        self._retry_at = _now() + pause_s
+        never = self._opened_at is None
+        event = "an MCP server cannot be reached" if never else "an MCP server is lost"
+        log.warning(event, server=self.name, reason=reason, pause_s=pause_s)
+        if never or pause_s > 0:
+            self._reject(reason)
+            self._wanted.clear()
+
+    def _pause_s(self) -> float:
+        """A session that lasted is followed by another at once, and so is the first that did not."""
+        if self._opened_at is not None and _now() - self._opened_at > PAUSE_MAX_S:
+            self._failures = 0
+            return 0.0
+        self._failures += 1
+        pauses = self._failures - (self._opened_at is not None)
+        return min(PAUSE_INITIAL_S * 2 ** (pauses - 1), PAUSE_MAX_S) if pauses else 0.0
+
+    async def _wait_to_be_wanted(self) -> None:
+        pause_s = None if self.answered else self._retry_at - _now()
+        with anyio.move_on_after(pause_s):
+            await self._wanted.wait()
+
+    def _reject(self, why: str) -> None:
+        """Whoever waits for the next session does not get it."""
+        self._next_client.set_exception(self._refuse(why))
+        self._next_client.exception()  # nobody may be waiting
+        self._next_client = _future()
+
+    def _reason(self, error: BaseException) -> str:
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        status = "" if self._refusal is None else f"HTTP {self._refusal}: "
+        match error:
+            case MCPError(code=mcp_types.CONNECTION_CLOSED):
+                return f"{status}it closed the connection."
+            case MCPError():
+                return f"{status}{self._words(error.message)}"
+            case OSError(strerror=str(words)):
+                path = self._server.conceal(str(error.filename or self._server.command))
+                return f"it cannot be started: {words}: {path}."
+            case httpx2.HTTPError():
+                return f"it cannot be reached: {type(error).__name__}."
+            case _:
+                # Its text may hold anything that the server has said.
+                return f"{status}{type(error).__name__}."
+
+    def _words(self, text: str) -> str:
+        """A server's own words, for one line of an error."""
+        line = " ".join(self._server.conceal(text).split())
+        return line[:WORDS_CHARS_MAX]
+
+
+class _ForgottenError(Exception):
+    """The server does not know the session any more."""
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _future() -> asyncio.Future[Client]:
+    return asyncio.get_running_loop().create_future()
+
+
+async def _stopped(tasks: Iterable[asyncio.Task[Any]], timeout_s: float) -> None:
+    """Waits for the tasks, cancels those that take too long, and does not wait for ever."""
+    left = set(tasks)
+    if left:
+        _, left = await asyncio.wait(left, timeout=timeout_s)
+    for task in left:
+        task.cancel()
+    if left:
+        await asyncio.wait(left, timeout=CANCEL_S)

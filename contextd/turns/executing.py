@@ -1,0 +1,88 @@
+"""Checking the calls of a reply, and running those that may run (§8)."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+
+import structlog
+
+from contextd.core.tool_call import ToolCallStatus
+from contextd.service import Calls, Toolset
+from contextd.service.calls import CallOutcome, CallToRun, CheckedCall
+from contextd.settings import Settings
+from contextd.store.notices import StartedTurn
+from contextd.store.tables import AnyRow
+from contextd.tools.arguments import ArgumentChecker, ArgumentsError, parse
+from contextd.tools.execution import execute
+from contextd.turns.reply import AskedCall, stored
+
+log = structlog.get_logger(__name__)
+
+
+class Executing:
+    """Checks and runs tool calls for the loop. `outcomes` counts how they ended."""
+
+    def __init__(
+        self, calls: Calls, toolset: Toolset, checker: ArgumentChecker, settings: Settings
+    ) -> None:
+        self._calls = calls
+        self._toolset = toolset
+        self._checker = checker
+        self._settings = settings
+        self.outcomes: Counter[str] = Counter()
+
+    async def check(self, context: AnyRow, asked: Sequence[AskedCall]) -> list[CheckedCall]:
+        """The calls of a reply, with what is wrong with them said for the model to read."""
+        return [await self._check(context, call) for call in asked]
+
+    async def run(self, turn: StartedTurn, context: AnyRow) -> None:
+        """Runs, at once, the calls that are approved, and stores each result as it comes."""
+        calls = await stored(lambda: self._calls.start(turn))
+        async with asyncio.TaskGroup() as group:
+            for call in calls:
+                group.create_task(self._run(turn, context, call), name=f"call-{call.id}")
+
+    async def _check(self, context: AnyRow, call: AskedCall) -> CheckedCall:
+        arguments, error, words = None, None, ""
+        facts = self._toolset.facts(context, call.name)
+        schema = self._toolset.schema(context, call.name)
+        try:
+            arguments = parse(call.arguments, bytes_max=self._settings.tool_arguments_bytes_max)
+        except ArgumentsError as wrong:
+            error, words = "invalid_arguments", f"invalid_arguments: {wrong}"
+        if schema is not None and arguments is not None:
+            problems = await self._checker.check(schema, arguments)
+            if problems:
+                error = "invalid_arguments"
+                words = "invalid_arguments: " + "; ".join(problems)
+        return CheckedCall(
+            message_key=call.live.message_key,
+            call_id=call.id,
+            name=call.name,
+            arguments=arguments,
+            facts=facts,
+            error=error if facts is not None else None,
+            refusal=words,
+        )
+
+    async def _run(self, turn: StartedTurn, context: AnyRow, call: CallToRun) -> None:
+        tool = self._toolset.get(context, call.name)
+        if tool is None:  # it has gone since it was marked
+            outcome = CallOutcome(
+                status=ToolCallStatus.FAILED,
+                content=f"unknown_tool: there is no tool {call.name!r} here any more.",
+                error="unknown_tool",
+            )
+        else:
+            ended = await execute(
+                tool,
+                call.arguments,
+                timeout_s=self._settings.tool_timeout_s,
+                result_bytes_max=self._settings.tool_result_bytes_max,
+            )
+            outcome = CallOutcome(
+                status=ToolCallStatus(ended.status), content=ended.content, error=ended.error
+            )
+        self.outcomes[outcome.status.value] += 1
+        log.info("a tool ended", tool_call_id=call.id, tool=call.name, status=outcome.status.value)
+        await stored(lambda: self._calls.end(turn, call.key, outcome))

@@ -1,0 +1,88 @@
+"""What of a conversation the model is shown (§6): a pure function over what the store has.
+
+A reply's text and its calls are one message of the model, and the results follow it at once, whatever
+was stored in between. Every call has a result, so the history is well-formed for any model.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from contextd.core.message import FILE_REFERENCE, Role
+from contextd.core.tool_call import TOOL_CALL, TOOL_RESULT
+from contextd.provider import HistoryCall, HistoryMessage
+from contextd.store.tables import AnyRow
+
+NO_RESULT = "The call was cancelled: it has no result."
+
+
+class Said(msgspec.Struct, frozen=True):
+    """A stored message with its text, and the call that it asks for, if it does."""
+
+    row: AnyRow
+    text: str
+    call: AnyRow | None
+
+
+def build_history(said: Sequence[Said], results: Mapping[int, str]) -> list[HistoryMessage]:
+    """The messages in order; `results` has the texts of results by their messages' keys."""
+    history: list[HistoryMessage] = []
+    reply: list[Said] = []
+    for one in said:
+        if one.row.kind == TOOL_RESULT and "tool_call_id" in one.row.metadata:
+            continue  # follows its call
+        if one.row.kind == FILE_REFERENCE and one.row.role == Role.TOOL:
+            # Before the message that refers to it, which stays the last that a user said.
+            history.insert(
+                max(0, len(history) - 1), HistoryMessage(role=Role.USER, content=one.text)
+            )
+            continue
+        if reply and (one.row.role != Role.ASSISTANT or _begins_anew(reply, one)):
+            history += _reply(reply, results)
+            reply = []
+        if one.row.role == Role.ASSISTANT:
+            reply.append(one)
+        else:
+            history.append(HistoryMessage(role=Role(one.row.role), content=one.text))
+    return [*history, *_reply(reply, results)] if reply else history
+
+
+def _begins_anew(reply: Sequence[Said], one: Said) -> bool:
+    """Another turn's, or text after calls: that is the next answer of the model."""
+    called = reply[-1].call
+    if reply[-1].row.turn_id != one.row.turn_id:
+        return True
+    if called is None:
+        return False
+    return one.call is None or one.call.round != called.round
+
+
+def _reply(said: Sequence[Said], results: Mapping[int, str]) -> list[HistoryMessage]:
+    calls = [one.call for one in said if one.call is not None]
+    text = "".join(one.text for one in said if one.row.kind != TOOL_CALL)
+    return [
+        HistoryMessage(
+            role=Role.ASSISTANT,
+            content=text,
+            calls=[
+                HistoryCall(id=call.call_id, name=call.name, arguments=_arguments(call, said))
+                for call in calls
+            ],
+        ),
+        *(
+            HistoryMessage(
+                role=Role.TOOL,
+                content=results.get(call.result_message_key, NO_RESULT),
+                call_id=call.call_id,
+                call_name=call.name,
+            )
+            for call in calls
+        ),
+    ]
+
+
+def _arguments(call: AnyRow, said: Sequence[Said]) -> str:
+    """As they were executed, which is not what the model wrote where a person edited them."""
+    if call.arguments is not None:
+        return msgspec.json.encode(call.arguments).decode()
+    return next(one.text for one in said if one.call is call)
