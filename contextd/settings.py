@@ -52,6 +52,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     backoff_initial_s: Annotated[float, Meta(ge=0, le=3600)] = 0.5
     backoff_max_s: Annotated[float, Meta(ge=0, le=3600)] = 20.0
     lease_s: Annotated[float, Meta(ge=1, le=3600)] = 15.0
+    context_tokens_max: Annotated[int, Meta(ge=0, le=100_000_000)] = 0
     history_bytes_max: Bytes = 4 * 1024 * 1024
     queue_max: Annotated[int, Meta(ge=1, le=10_000)] = 100
 

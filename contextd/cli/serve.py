@@ -28,6 +28,7 @@ DESCRIPTIONS = {
     "backoff_initial_s": "Seconds before the second attempt; doubled for each one more.",
     "backoff_max_s": "The longest wait between two attempts, in seconds.",
     "lease_s": "Seconds until another process takes over a turn whose process is silent.",
+    "context_tokens_max": "The most of a conversation that is sent to a model, in tokens; 0 is no limit.",
     "history_bytes_max": "The most of a conversation that is sent to a model, in bytes.",
     "queue_max": "Messages that may wait in one context.",
     "workspace": "The folder that the built-in tools read and write.",

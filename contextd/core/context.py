@@ -5,7 +5,7 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from contextd.core.message import OnBusy
+from contextd.core.message import OnBusy, Usage
 from contextd.core.values import Document, Id, JsonObject, Label, Timestamp
 
 Mode: TypeAlias = Literal["act", "plan"]
@@ -110,6 +110,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     can_send: bool
     created_at: Timestamp
     updated_at: Timestamp
+    usage: Usage | UnsetType = UNSET
 
 
 class ContextPage(msgspec.Struct, frozen=True, kw_only=True):

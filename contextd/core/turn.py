@@ -18,6 +18,13 @@ class TurnStatus(StrEnum):
     FAILED = "failed"
 
 
+class LeftOut(msgspec.Struct, frozen=True, kw_only=True):
+    """How much of the conversation the model was not shown, for want of room."""
+
+    turns: int
+    messages: int
+
+
 class Turn(msgspec.Struct, frozen=True, kw_only=True):
     """One turn. `phases` holds the milliseconds spent in each state so far."""
 
@@ -34,6 +41,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     message_ids: list[str]
     usage: Usage | None
     error: Problem | None
+    left_out: LeftOut | msgspec.UnsetType = msgspec.UNSET
 
 
 class TurnPage(msgspec.Struct, frozen=True, kw_only=True):

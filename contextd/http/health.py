@@ -8,7 +8,7 @@ import msgspec
 from litestar import MediaType, Response, get
 from litestar.datastructures import State
 from litestar.openapi.datastructures import ResponseSpec
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
@@ -28,6 +28,12 @@ class TurnFigures(Protocol):
 
     retries: int
     outcomes: Counter[str]
+    first_chunk: Histogram
+
+    @property
+    def tool_outcomes(self) -> Counter[str]:
+        """Tool calls that ended here, by their status."""
+        ...
 
     @property
     def running(self) -> int:
@@ -68,6 +74,16 @@ class Figures:
         for outcome, count in self._turns.outcomes.items():
             outcomes.add_metric([outcome], count)
         yield outcomes
+        tools = CounterMetricFamily(
+            "contextd_tool_calls", "Tool calls that ended here, by how", labels=["outcome"]
+        )
+        for outcome, count in self._turns.tool_outcomes.items():
+            tools.add_metric([outcome], count)
+        yield tools
+        for metric in self._turns.first_chunk.collect():
+            # When the counting began is not asked for, and would be a metric of its own.
+            metric.samples = [s for s in metric.samples if not s.name.endswith("_created")]
+            yield metric
 
 
 def make_registry(service: Service, turns: TurnFigures) -> CollectorRegistry:

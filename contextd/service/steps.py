@@ -15,7 +15,7 @@ from contextd.core.errors import TurnNotFound
 from contextd.core.machine import State, Trigger, advance
 from contextd.core.message import FILE_REFERENCE, MessageStatus, Problem, Role, Usage
 from contextd.core.tool_call import ToolCallStatus
-from contextd.core.turn import CancelAnswer, RetryAnswer, TurnStatus
+from contextd.core.turn import CancelAnswer, LeftOut, RetryAnswer, TurnStatus
 from contextd.core.values import JsonObject
 from contextd.service.ledger import Ledger
 from contextd.store.edit import ContextEdit, MessageDraft
@@ -67,6 +67,18 @@ class Steps:
             return msgspec.structs.replace(_view(edit, row), paths=await _referred(edit, row))
 
         return (await self._ledger.edit(turn.context_id, work))[1]
+
+    async def note_left_out(self, turn: StartedTurn, left_out: LeftOut) -> None:
+        """Says on the turn what the model is not shown."""
+
+        async def work(edit: ContextEdit) -> None:
+            row = await self.own(edit, turn)
+            edit.change(record=True)
+            await edit.connection.execute(
+                update(turns).where(turns.c.key == row.key).values(left_out=left_out)
+            )
+
+        await self._ledger.edit(turn.context_id, work)
 
     async def add_references(self, turn: StartedTurn, files: Sequence[tuple[str, str]]) -> None:
         """Stores what the files of the user's message hold: hidden results that the model sees."""
@@ -484,6 +496,8 @@ async def add_usage(edit: ContextEdit, row: AnyRow, usage: Usage | None) -> None
     if usage is None:
         return
     total = usage + msgspec.convert(row.usage, Usage) if row.usage else usage
+    before = edit.row.usage
+    edit.put(usage=usage + msgspec.convert(before, Usage) if before else usage)
     await edit.connection.execute(update(turns).where(turns.c.key == row.key).values(usage=total))
 
 

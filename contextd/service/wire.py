@@ -11,7 +11,7 @@ from contextd.core.errors import InvalidRequest
 from contextd.core.machine import REST_STATES
 from contextd.core.message import Message, MessageStats, MessageStatus, Problem, Role, Usage
 from contextd.core.tool_call import ToolCall, ToolCallStatus
-from contextd.core.turn import JournalEntry, Turn, TurnStatus
+from contextd.core.turn import JournalEntry, LeftOut, Turn, TurnStatus
 from contextd.core.values import timestamp
 from contextd.store.reader import ContextSnapshot
 from contextd.store.tables import AnyRow
@@ -65,6 +65,7 @@ def context_wire(
         ],
         pending_tool_calls=list(snapshot.pending_call_ids),
         queued_messages=snapshot.queued,
+        usage=_struct(row.usage, Usage) or msgspec.UNSET,
         can_send=not (busy and row.on_busy == "reject"),
         created_at=timestamp(row.created_at),
         updated_at=timestamp(row.changed_at),
@@ -112,6 +113,7 @@ def turn_wire(row: AnyRow, context_id: str, message_ids: Sequence[str]) -> Turn:
         message_ids=list(message_ids),
         usage=_struct(row.usage, Usage),
         error=_struct(row.error, Problem),
+        left_out=_struct(row.left_out, LeftOut) or msgspec.UNSET,
     )
 
 

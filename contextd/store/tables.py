@@ -108,6 +108,7 @@ contexts = Table(
     Column("request_hash", String(64), nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("changed_at", BigInteger, nullable=False),
+    Column("usage", Json, nullable=True),
     # A key is never given twice, also after a deletion: what is being purged must stay unreachable.
     sqlite_autoincrement=True,
 )
@@ -156,6 +157,7 @@ turns = Table(
     Column("usage", Json, nullable=True),
     Column("error", Json, nullable=True),
     Column("created_at", BigInteger, nullable=False),
+    Column("left_out", Json, nullable=True),
     UniqueConstraint("context_key", "id"),
 )
 Index(None, turns.c.context_key, turns.c.status, turns.c.queue_position)

@@ -60,6 +60,8 @@ class Reply:
         self.usage: Usage | None = None
         self.finish_reason: str | None = None
         self.calls: dict[str, AskedCall] = {}
+        self.first_chunk_s: float | None = None
+        self._asked_at = asyncio.get_running_loop().time()
         self._ledger = ledger
         self._steps = steps
         self._settings = settings
@@ -101,6 +103,8 @@ class Reply:
         return batch
 
     async def _write(self, events: Sequence[Event]) -> None:
+        if self.first_chunk_s is None:
+            self.first_chunk_s = asyncio.get_running_loop().time() - self._asked_at
         for (type_, call_id), group in groupby(events, key=_target):
             deltas = list(group)
             if type_ is ToolCallDelta:

@@ -18,6 +18,7 @@ from contextlib import suppress
 
 import msgspec
 import structlog
+from prometheus_client import Histogram
 
 from contextd.core.errors import (
     ContextdError,
@@ -47,6 +48,7 @@ from contextd.settings import Settings
 from contextd.store.notices import StartedTurn
 from contextd.store.reader import Reader
 from contextd.store.writer import Unconfirmed
+from contextd.turns.budget import fit
 from contextd.turns.executing import Executing
 from contextd.turns.history import Said, build_history
 from contextd.turns.reply import PROVIDER_CLOSE_S, STORE_RETRY_S, Reply, stored
@@ -97,12 +99,23 @@ class Turns(TurnListener):
         self._closing = False
         self.outcomes: Counter[str] = Counter()
         self.retries = 0
+        self.first_chunk = Histogram(
+            "contextd_first_chunk_seconds",
+            "From a request to the model to its first chunk",
+            registry=None,
+            buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+        )
         ledger.listener = self
 
     @property
     def running(self) -> int:
         """Turns that this process works on."""
         return len(self._tasks)
+
+    @property
+    def tool_outcomes(self) -> Counter[str]:
+        """Tool calls that ended here, by their status."""
+        return self._executing.outcomes
 
     def turn_started(self, turn: StartedTurn) -> None:
         """Starts the turn's task."""
@@ -273,6 +286,8 @@ class Turns(TurnListener):
         except FatalError as error:
             await self._fail(turn, _problem(error), reply.usage)
             return None
+        if reply.first_chunk_s is not None:
+            self.first_chunk.observe(reply.first_chunk_s)
         calls = await self._executing.check(view.context, list(reply.calls.values()))
         await stored(
             lambda: self._calls.end_stream(
@@ -321,13 +336,26 @@ class Turns(TurnListener):
             messages_max=HISTORY_MESSAGES_MAX,
             bytes_max=self._settings.history_bytes_max,
         )
+        said = [Said(*row) for row in rows]
+        model = view.context.model or self._settings.model
+        system_prompt = view.context.system_prompt or self._settings.system_prompt
+        if self._settings.context_tokens_max:
+            said, left_out = await asyncio.to_thread(
+                fit,
+                said,
+                budget_tokens=self._settings.context_tokens_max,
+                model=model,
+                system_prompt=system_prompt,
+            )
+            if left_out is not None:
+                await self._steps.note_left_out(turn, left_out)
         return ModelRequest(
             context_id=turn.context_id,
             turn_id=turn.id,
             attempt=view.attempt,
-            system_prompt=view.context.system_prompt or self._settings.system_prompt,
-            model=view.context.model or self._settings.model,
-            history=build_history([Said(*row) for row in rows], results),
+            system_prompt=system_prompt,
+            model=model,
+            history=build_history(said, results),
             tools=self._toolset.offers(view.context),
         )
 

@@ -42,8 +42,12 @@ def upgrade() -> None:
     op.create_index(
         op.f("ix_tool_calls_context_key_turn_id"), "tool_calls", ["context_key", "turn_id"]
     )
+    op.add_column("turns", sa.Column("left_out", sa.Text, nullable=True))
+    op.add_column("contexts", sa.Column("usage", sa.Text, nullable=True))
     op.create_index(op.f("ix_tool_calls_message_key"), "tool_calls", ["message_key"])
 
 
 def downgrade() -> None:
+    op.drop_column("contexts", "usage")
+    op.drop_column("turns", "left_out")
     op.drop_table("tool_calls")

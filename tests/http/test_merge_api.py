@@ -318,6 +318,7 @@ def test_a_merge_of_what_is_not_there_is_404(tree: Tree) -> None:
         assert refusal["branch"] == "no"
 
 
+@pytest.mark.slow
 def test_too_many_messages_are_413(api: Api) -> None:
     """More than 1,000 in one merge: nothing goes over, and named in parts all of it does."""
     tree = Tree(api, api.create())

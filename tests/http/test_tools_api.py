@@ -13,7 +13,6 @@ from tooling import (
     Chat,
     Place,
     ToolApi,
-    ask,
     call,
     external,
     outcomes,
