@@ -27,6 +27,7 @@ from contextd.provider.scripted import ScriptedProvider
 from contextd.service import (
     Branches,
     Calls,
+    CallSteps,
     Content,
     Contexts,
     Ledger,
@@ -40,9 +41,11 @@ from contextd.service import (
     Streams,
     Toolset,
 )
+from contextd.service.call_rows import Results
 from contextd.settings import Settings, SettingsError
 from contextd.signals.hub import Hub
 from contextd.store.engines import StoreError, make_engines
+from contextd.store.history import History
 from contextd.store.presence import Presence
 from contextd.store.reader import Reader
 from contextd.store.tail import Tail
@@ -153,12 +156,12 @@ async def running(
     turns = Turns(
         ledger=ledger,
         steps=service.steps,
-        calls=service.calls,
+        calls=service.call_steps,
         toolset=toolset,
-        executing=Executing(service.calls, toolset, checker, settings),
+        executing=Executing(service.call_steps, toolset, checker, settings),
         payloads=service.payloads,
         recovery=service.recovery,
-        reader=reader,
+        history=History(reader),
         providers=in_use,
         settings=settings,
     )
@@ -227,6 +230,7 @@ def make_service(
     payloads = Payloads(
         steps, workspace=workspace, workflows=workflows, bytes_max=settings.file_bytes_max
     )
+    results = Results(new_id=ledger.new_id, chunk_bytes_max=settings.chunk_bytes_max)
     return Service(
         ledger=ledger,
         workflows=workflows,
@@ -267,12 +271,13 @@ def make_service(
         ),
         calls=Calls(
             ledger,
-            reader,
+            History(reader),
             steps,
             toolset=toolset,
             checker=checker,
-            chunk_bytes_max=settings.chunk_bytes_max,
+            results=results,
         ),
+        call_steps=CallSteps(ledger, steps, toolset=toolset, results=results),
         branches=Branches(ledger, reader),
         streams=Streams(ledger, reader, streams_max=settings.streams_max, poll_s=settings.poll_s),
     )

@@ -1,6 +1,7 @@
 """What can be done to a context: the one caller of store and hub, for every transport and for turns."""
 
 from contextd.service.branches import Branches
+from contextd.service.call_steps import CallSteps
 from contextd.service.calls import Calls
 from contextd.service.content import Content
 from contextd.service.contexts import Contexts
@@ -17,6 +18,7 @@ from contextd.workflows import Workflows
 
 __all__ = [
     "Branches",
+    "CallSteps",
     "Calls",
     "Content",
     "Contexts",
@@ -52,6 +54,7 @@ class Service:
         producers: Producers,
         branches: Branches,
         calls: Calls,
+        call_steps: CallSteps,
         payloads: Payloads,
         workflows: Workflows,
         streams: Streams,
@@ -66,6 +69,7 @@ class Service:
         self.producers = producers
         self.branches = branches
         self.calls = calls
+        self.call_steps = call_steps
         self.payloads = payloads
         self.workflows = workflows
         self.streams = streams

@@ -17,11 +17,10 @@ from contextd.core.errors import (
     BranchNotFound,
     ContextBusy,
     IdTaken,
-    InvalidRequest,
 )
 from contextd.core.values import timestamp
 from contextd.service.ledger import Ledger
-from contextd.service.steps import QUEUED, RUNNING, running_turn
+from contextd.service.turn_rows import QUEUED, RUNNING, running_turn
 from contextd.service.wire import decode_cursor, encode_cursor
 from contextd.store.edit import ContextEdit
 from contextd.store.merging import add_copies, choose
@@ -108,11 +107,8 @@ class Branches:
     async def merge(self, context_id: str, name: str, request: MergeRequest) -> MergeAnswer:
         """Appends copies of the source's messages to the branch; says what went over and what not.
 
-        Raises `BranchNotFound`, `ContextBusy` while a turn runs on the branch, `PayloadTooLarge`,
-        `InvalidRequest`.
+        Raises `BranchNotFound`, `ContextBusy` while a turn runs on the branch, `PayloadTooLarge`.
         """
-        if request.source == name:
-            raise InvalidRequest.of("source", "must be another branch")
 
         async def work(edit: ContextEdit) -> MergeAnswer:
             await edit.tree.tip(name)

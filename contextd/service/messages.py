@@ -18,7 +18,8 @@ from contextd.core.message import (
 from contextd.service.contexts import check_size, content_hash
 from contextd.service.ledger import Ledger
 from contextd.service.payloads import Composed, Payloads
-from contextd.service.steps import Steps, queue_length, running_turn
+from contextd.service.steps import Steps
+from contextd.service.turn_rows import queue_length, running_turn
 from contextd.service.wire import decode_cursor, encode_cursor, message_wire
 from contextd.store.edit import ContextEdit, MessageDraft
 from contextd.store.reader import Reader

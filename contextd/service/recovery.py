@@ -18,7 +18,8 @@ from contextd.core.errors import ContextNotFound, ShuttingDown
 from contextd.core.machine import State, Trigger
 from contextd.core.message import Problem
 from contextd.service.ledger import Ledger
-from contextd.service.steps import QUEUED, RUNNING, Steps, interrupt_messages, running_turn
+from contextd.service.steps import Steps
+from contextd.service.turn_rows import QUEUED, RUNNING, interrupt_messages, running_turn
 from contextd.store.edit import ContextEdit
 from contextd.store.tables import AnyRow, contexts, database_now_ms, turns
 

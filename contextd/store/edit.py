@@ -29,7 +29,6 @@ from contextd.store.tables import (
     messages,
     turns,
 )
-from contextd.store.text import read_whole
 from contextd.store.tree import Tree
 from contextd.store.writer import Refused
 
@@ -284,11 +283,6 @@ class ContextEdit:
             )
             .values(parent_id=parent_id, revision=self.revision, changed_at=self.now)
         )
-
-    async def whole_text(self, key: int) -> str:
-        """All of a message's text."""
-        texts = await read_whole(self.connection, [key])
-        return texts[key]
 
     def note_added(self, added: Sequence[ClosedMessage]) -> None:
         """Closed messages that were inserted by statements of their own; part of the current change."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import structlog
-from sqlalchemy import Select, func, or_, select, text, tuple_
+from sqlalchemy import Select, func, select, text, tuple_
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -26,7 +26,7 @@ from contextd.store.tables import (
     tool_calls,
     turns,
 )
-from contextd.store.text import in_slice, read_text, read_whole
+from contextd.store.text import in_slice, read_text
 from contextd.store.tree import on_branch
 
 log = structlog.get_logger(__name__)
@@ -348,79 +348,6 @@ class Reader:
             ids = await _message_ids(connection, context.key, [row.id for row in rows])
         return [(row, ids[row.id]) for row in rows]
 
-    async def history(
-        self, context_id: str, branch: str, *, messages_max: int, bytes_max: int
-    ) -> tuple[list[tuple[AnyRow, str, AnyRow | None]], dict[int, str]]:
-        """The newest closed messages of a branch, oldest first: each with its text and its tool call.
-
-        Leaves out thinking, what has no text, and the answers of turns that were tried again. As
-        many as fit in both bounds, whole, but always the newest. The second part has the texts of
-        the calls' results, by the keys of their messages.
-        """
-        async with self.snapshot() as connection:
-            context = await find_context(connection, context_id)
-            retried = select(turns.c.retry_of).where(
-                turns.c.context_key == context.key, turns.c.retry_of.is_not(None)
-            )
-            rows = (
-                await connection.execute(
-                    select_messages(context.key)
-                    .where(await on_branch(connection, context.key, branch))
-                    .where(messages.c.kind != "thinking", messages.c.status != "streaming")
-                    .where(heads.c.head > 0)
-                    .where(
-                        or_(
-                            messages.c.role.not_in(("assistant", "tool")),
-                            messages.c.turn_id.is_(None),
-                            messages.c.turn_id.not_in(retried),
-                        )
-                    )
-                    .order_by(messages.c.depth.desc())
-                    .limit(messages_max)
-                )
-            ).all()
-            chosen = list(reversed(_newest_that_fit(rows, bytes_max)))
-            calls = await _calls_of(connection, [row.key for row in chosen])
-            result_keys = [c.result_message_key for c in calls.values() if c.result_message_key]
-            texts = await read_whole(connection, [*(row.key for row in chosen), *result_keys])
-        return (
-            [(row, texts[row.key], calls.get(row.key)) for row in chosen],
-            {key: texts[key] for key in result_keys},
-        )
-
-    async def tool_calls(
-        self, context_id: str, *, statuses: Sequence[str], after_key: int, limit: int
-    ) -> Sequence[AnyRow]:
-        """Calls in the order in which they were asked for, with `message_id` and `result_id`."""
-        asked, result = messages.alias(), messages.alias()
-        async with self.snapshot() as connection:
-            context = await find_context(connection, context_id)
-            query = (
-                select(tool_calls, asked.c.id.label("message_id"), result.c.id.label("result_id"))
-                .join(asked, asked.c.key == tool_calls.c.message_key)
-                .join(result, result.c.key == tool_calls.c.result_message_key, isouter=True)
-                .where(tool_calls.c.context_key == context.key, tool_calls.c.key > after_key)
-                .order_by(tool_calls.c.key)
-                .limit(limit)
-            )
-            if statuses:
-                query = query.where(tool_calls.c.status.in_(statuses))
-            rows: Sequence[AnyRow] = (await connection.execute(query)).all()
-        return rows
-
-    async def calls_by_id(
-        self, context_id: str, ids: Sequence[str]
-    ) -> tuple[AnyRow, dict[str, AnyRow]]:
-        """The context, and those of these calls that it has."""
-        async with self.snapshot() as connection:
-            context = await find_context(connection, context_id)
-            rows = await connection.execute(
-                select(tool_calls).where(
-                    tool_calls.c.context_key == context.key, tool_calls.c.id.in_(ids)
-                )
-            )
-            return context, {row.id: row for row in rows}
-
     async def open_heads(self, context_ids: Sequence[str]) -> Sequence[AnyRow]:
         """The open messages of these contexts with their heads, and `context_id`."""
         async with self.snapshot() as connection:
@@ -485,18 +412,6 @@ async def find_context(connection: AsyncConnection, context_id: str) -> AnyRow:
     return row
 
 
-def _newest_that_fit(rows: Sequence[AnyRow], bytes_max: int) -> list[AnyRow]:
-    """The first rows whose bytes add up to at most `bytes_max`, but one at least."""
-    chosen: list[AnyRow] = []
-    left = bytes_max
-    for row in rows:
-        left -= row.bytes
-        if chosen and left < 0:
-            break
-        chosen.append(row)
-    return chosen
-
-
 async def _find_head(connection: AsyncConnection, context_id: str, message_id: str) -> AnyRow:
     row = (
         await connection.execute(
@@ -536,14 +451,6 @@ async def _complete_context(connection: AsyncConnection, row: AnyRow) -> Context
     return ContextSnapshot(
         row, await _open_messages(connection, row.key), queued or 0, pending.scalars().all()
     )
-
-
-async def _calls_of(connection: AsyncConnection, message_keys: Sequence[int]) -> dict[int, AnyRow]:
-    """The calls that were written into these messages."""
-    rows = await connection.execute(
-        select(tool_calls).where(tool_calls.c.message_key.in_(message_keys))
-    )
-    return {row.message_key: row for row in rows}
 
 
 async def _message_ids(

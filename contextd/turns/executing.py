@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import structlog
 
 from contextd.core.tool_call import ToolCallStatus
-from contextd.service import Calls, Toolset
-from contextd.service.calls import CallOutcome, CallToRun, CheckedCall
+from contextd.service import CallSteps, Toolset
+from contextd.service.call_rows import CallOutcome
+from contextd.service.call_steps import CallToRun, CheckedCall
 from contextd.settings import Settings
 from contextd.store.notices import StartedTurn
 from contextd.store.tables import AnyRow
@@ -23,7 +24,7 @@ class Executing:
     """Checks and runs tool calls for the loop. `outcomes` counts how they ended."""
 
     def __init__(
-        self, calls: Calls, toolset: Toolset, checker: ArgumentChecker, settings: Settings
+        self, calls: CallSteps, toolset: Toolset, checker: ArgumentChecker, settings: Settings
     ) -> None:
         self._calls = calls
         self._toolset = toolset

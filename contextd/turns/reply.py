@@ -29,7 +29,7 @@ from contextd.provider import (
     UsageReport,
 )
 from contextd.service import Ledger, Steps
-from contextd.service.calls import split_text
+from contextd.service.call_rows import split_text
 from contextd.settings import Settings
 from contextd.store.notices import StartedTurn
 from contextd.store.tail import LiveMessage

@@ -32,7 +32,7 @@ from contextd.core.machine import State
 from contextd.core.message import Problem, Usage
 from contextd.provider import FatalError, ModelRequest, Provider, ProviderError, TransientError
 from contextd.service import (
-    Calls,
+    CallSteps,
     Ledger,
     Payloads,
     Recovery,
@@ -45,8 +45,8 @@ from contextd.service import (
 from contextd.service.recovery import RESPONDING
 from contextd.service.steps import WAITING_STATES
 from contextd.settings import Settings
+from contextd.store.history import History
 from contextd.store.notices import StartedTurn
-from contextd.store.reader import Reader
 from contextd.store.writer import Unconfirmed
 from contextd.turns.budget import fit
 from contextd.turns.executing import Executing
@@ -74,12 +74,12 @@ class Turns(TurnListener):
         *,
         ledger: Ledger,
         steps: Steps,
-        calls: Calls,
+        calls: CallSteps,
         toolset: Toolset,
         executing: Executing,
         payloads: Payloads,
         recovery: Recovery,
-        reader: Reader,
+        history: History,
         providers: Mapping[str, Provider],
         settings: Settings,
         jitter: Callable[[], float] = random.random,
@@ -91,7 +91,7 @@ class Turns(TurnListener):
         self._executing = executing
         self._payloads = payloads
         self._recovery = recovery
-        self._reader = reader
+        self._history = history
         self._providers = providers
         self._settings = settings
         self._jitter = jitter
@@ -330,7 +330,7 @@ class Turns(TurnListener):
         return provider
 
     async def _request(self, turn: StartedTurn, view: TurnView) -> ModelRequest:
-        rows, results = await self._reader.history(
+        rows, results = await self._history.read(
             turn.context_id,
             view.branch,
             messages_max=HISTORY_MESSAGES_MAX,

@@ -63,6 +63,6 @@ async def write(path: Path, count: int) -> tuple[str, int]:
             texts = [TEXT] * min(BATCH, left)
             await service.ledger.append(live, fence=turn.fence, texts=texts)
             left -= len(texts)
-        await service.calls.end_stream(turn, finish_reason="stop", usage=None, calls=[])
+        await service.call_steps.end_stream(turn, finish_reason="stop", usage=None, calls=[])
         await service.steps.finish(turn)
         return live.message_id, live.message_key

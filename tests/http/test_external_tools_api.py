@@ -1,6 +1,5 @@
 """§8 at the wire: tools that others execute, who post the results."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -313,9 +312,7 @@ def test_bad_results_are_400(api: ToolApi, context_id: str) -> None:
     api.cancel(context_id)
 
 
-def test_the_servers_own_calls_take_no_result(
-    api: ToolApi, context_id: str, place: Place
-) -> None:
+def test_the_servers_own_calls_take_no_result(api: ToolApi, context_id: str, place: Place) -> None:
     """Running, pending or done: 409."""
     turn_id, (found,) = api.waiting(context_id, place.holding(), state="executing_tools")
     place.began()
@@ -436,7 +433,9 @@ def test_rival_results(api: ToolApi, context_id: str) -> None:
     turn_id, (found,) = api.asked(context_id, ask())
     answers = at_once(
         *(
-            lambda n=n: api.post_result(context_id, found["id"], content=str(n), is_error=n % 2 == 0)
+            lambda n=n: api.post_result(
+                context_id, found["id"], content=str(n), is_error=n % 2 == 0
+            )
             for n in range(6)
         )
     )
@@ -499,19 +498,18 @@ def test_results_after_a_crash_and_by_another_process(tmp_path: Path) -> None:
         second.kill()
 
 
-def test_a_thousand_calls(api: ToolApi, chat: Chat) -> None:
-    """The most that a policy allows: the model still sees the question and every result."""
-    count = 600
-    arguments = [("ask", json.dumps({"question": str(n)})) for n in range(count)]
-    chat.replies = [arguments, "done"]
-    context_id = api.create(
-        provider="openai", tools=[ASK], approval_policy={"max_calls": 1000}
-    )
-    turn_id = api.send(context_id, "the question")["turn_id"]
-    api.in_state(context_id, "awaiting_tool_results")
-    for one in api.calls(context_id, limit=1000):
-        api.answer(context_id, one["id"], "x")
-    assert api.ended(context_id, turn_id)["status"] == "completed"
-    told = chat.requests[-1]["messages"]
-    assert told[0] == {"role": "user", "content": "the question"}
-    assert len(told) == count + 2
+def test_the_model_sees_what_it_has_to_answer(make_server: Any, tmp_path: Path, chat: Chat) -> None:
+    """A result beyond the limit of the history: the newest is sent all the same, with its call (§6)."""
+    settings = {
+        "openai_base_url": chat.url, "openai_api_key": "none", "model": "fake",
+        "history_bytes_max": 2000,
+    }  # fmt: skip
+    with serving_tools(make_server, tmp_path, **settings) as api:
+        chat.replies = [[("ask", '{"question":"1"}')], "done"]
+        context_id = api.create(provider="openai", tools=[ASK])
+        turn_id = api.send(context_id, "the question")["turn_id"]
+        api.in_state(context_id, "awaiting_tool_results")
+        api.answer(context_id, api.calls(context_id)[0]["id"], "long " * 1000)
+        assert api.ended(context_id, turn_id)["status"] == "completed"
+    roles = [message["role"] for message in chat.requests[-1]["messages"]]
+    assert roles[-2:] == ["assistant", "tool"]

@@ -144,9 +144,7 @@ def test_a_tool_that_cannot_be_stopped_is_left_behind(
 
 
 @pytest.mark.parametrize("name", HARMLESS_TOOLS)
-def test_a_cancel_while_a_tool_runs(
-    api: ToolApi, context_id: str, place: Place, name: str
-) -> None:
+def test_a_cancel_while_a_tool_runs(api: ToolApi, context_id: str, place: Place, name: str) -> None:
     """idle at once; the call cancelled, what was said kept; the tool is stopped or left behind."""
     turn_id, _ = api.waiting(
         context_id, {"text": "let me see "}, call("echo", text="quick"), place.holding(name),
@@ -192,9 +190,7 @@ def test_an_interrupt_while_a_tool_runs(api: ToolApi, context_id: str, place: Pl
 
 
 @pytest.mark.parametrize("name", HARMLESS_TOOLS)
-def test_a_delete_while_a_tool_runs(
-    api: ToolApi, context_id: str, place: Place, name: str
-) -> None:
+def test_a_delete_while_a_tool_runs(api: ToolApi, context_id: str, place: Place, name: str) -> None:
     """Everything is gone, and what the tool does later is nobody's."""
     api.waiting(context_id, place.holding(name), state="executing_tools")
     place.began()

@@ -1,0 +1,266 @@
+"""The steps of a turn that calls tools, each one transaction (§5, §8).
+
+A call is `running` before its tool starts and has its result as a message when it ends, so what a
+crash interrupts can be told from what it did not reach. Nothing here runs a tool: the agent loop does.
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+from sqlalchemy import insert, select
+
+from contextd.core.context import ApprovalPolicy
+from contextd.core.machine import State, Trigger
+from contextd.core.message import MessageStatus, Role, Usage
+from contextd.core.tool_call import ToolCallStatus
+from contextd.core.values import JsonObject
+from contextd.service.call_rows import (
+    CallOutcome,
+    Results,
+    call_by_key,
+    calls_of_round,
+    collect_round,
+    release,
+    spent,
+    update_call,
+)
+from contextd.service.ledger import Ledger
+from contextd.service.steps import Steps
+from contextd.service.toolset import ToolFacts, Toolset
+from contextd.service.turn_rows import add_usage
+from contextd.store.edit import ContextEdit
+from contextd.store.notices import StartedTurn
+from contextd.store.tables import AnyRow, messages, tool_calls
+
+TOOL_LIMIT = "tool_limit"
+OUTCOME_UNKNOWN = (
+    "outcome_unknown: the server stopped while this tool ran. It may have had its effect or not."
+)
+_S = ToolCallStatus
+
+
+class CheckedCall(msgspec.Struct, frozen=True, kw_only=True):
+    """A call of a reply, its arguments checked. `refusal` is what the model is told instead of a result."""
+
+    message_key: int
+    call_id: str
+    name: str
+    arguments: JsonObject | None
+    facts: ToolFacts | None
+    error: str | None = None
+    refusal: str = ""
+
+
+class CallToRun(msgspec.Struct, frozen=True, kw_only=True):
+    """A call that is marked as running, for the one who marked it to run."""
+
+    key: int
+    id: str
+    name: str
+    arguments: JsonObject
+
+
+class CallSteps:
+    """What the agent loop does with the calls of its own turn."""
+
+    def __init__(self, ledger: Ledger, steps: Steps, *, toolset: Toolset, results: Results) -> None:
+        self._ledger = ledger
+        self._steps = steps
+        self._toolset = toolset
+        self._results = results
+
+    async def end_stream(
+        self,
+        turn: StartedTurn,
+        *,
+        finish_reason: str | None,
+        usage: Usage | None,
+        calls: Sequence[CheckedCall],
+    ) -> None:
+        """The model has said everything: closes the reply's messages and writes its calls."""
+
+        async def work(edit: ContextEdit) -> None:
+            row = await self._steps.own(edit, turn)
+            policy = msgspec.convert(edit.row.approval_policy, ApprovalPolicy)
+            rounds, before = await spent(edit, turn.id)
+            over = bool(calls) and (
+                rounds >= policy.max_depth or before + len(calls) > policy.max_calls
+            )
+            await edit.step(Trigger.END_STREAM, turn=row)
+            await edit.close_messages(
+                await edit.open_rows(turn_id=turn.id),
+                MessageStatus.COMPLETED,
+                finish_reason=TOOL_LIMIT if over else finish_reason,
+                usage=usage,
+            )
+            await add_usage(edit, row, usage)
+            for number, call in enumerate(calls, 1):
+                beyond = rounds >= policy.max_depth or before + number > policy.max_calls
+                await self._write(edit, row, call, policy, round_=rounds + 1, beyond=beyond)
+
+        await self._ledger.edit(turn.context_id, work)
+
+    async def dispatch(self, turn: StartedTurn) -> State:
+        """From `processing_llm_response` to where the calls of the reply lead; idle without any."""
+
+        async def work(edit: ContextEdit) -> State:
+            row = await self._steps.own(edit, turn)
+            statuses = [call.status for call in await calls_of_round(edit, turn.id)]
+            if not statuses:
+                await self._steps.finish_in(edit, row)
+                return State.IDLE
+            if _S.PENDING in statuses:
+                await edit.step(Trigger.REQUIRE_APPROVAL, turn=row, record=True)
+                await release(edit, row)
+            elif _S.APPROVED in statuses:
+                await edit.step(Trigger.EXECUTE_TOOLS, turn=row)
+            else:
+                await collect_round(edit, row)
+            return edit.state
+
+        return (await self._ledger.edit(turn.context_id, work))[1]
+
+    async def start(self, turn: StartedTurn) -> list[CallToRun]:
+        """Marks the calls that are to be run here as running.
+
+        One that is found running was interrupted: it runs again only if its tool is idempotent.
+        """
+
+        async def work(edit: ContextEdit) -> list[CallToRun]:
+            row = await self._steps.own(edit, turn)
+            found = [
+                call
+                for call in await calls_of_round(edit, turn.id)
+                if not call.external and call.status in (_S.APPROVED, _S.RUNNING)
+            ]
+            if found:
+                edit.change(record=True)
+            return [
+                CallToRun(key=c.key, id=c.id, name=c.name, arguments=c.arguments or {})
+                for c in found
+                if await self._may_start(edit, row, c)
+            ]
+
+        return (await self._ledger.edit(turn.context_id, work))[1]
+
+    async def end(self, turn: StartedTurn, key: int, outcome: CallOutcome) -> None:
+        """Stores the result of a call that ran."""
+
+        async def work(edit: ContextEdit) -> None:
+            row = await self._steps.own(edit, turn)
+            call = await call_by_key(edit, key)
+            if call.status == _S.RUNNING:
+                edit.change(record=True)
+                await self._results.add(edit, row, call, outcome)
+
+        await self._ledger.edit(turn.context_id, work)
+
+    async def collect(self, turn: StartedTurn) -> State:
+        """All calls that run here have ended: goes on to the results, or waits for external ones."""
+
+        async def work(edit: ContextEdit) -> State:
+            row = await self._steps.own(edit, turn)
+            statuses = [call.status for call in await calls_of_round(edit, turn.id)]
+            if _S.APPROVED in statuses:
+                await edit.step(Trigger.AWAIT_RESULTS, turn=row)
+                await release(edit, row)
+            else:
+                await collect_round(edit, row)
+            return edit.state
+
+        return (await self._ledger.edit(turn.context_id, work))[1]
+
+    async def is_over_limit(self, turn: StartedTurn) -> bool:
+        """Whether the last reply asked for more than the policy allows: the turn ends then."""
+
+        async def work(edit: ContextEdit) -> bool:
+            await self._steps.own(edit, turn)
+            reason = await edit.connection.scalar(
+                select(messages.c.finish_reason)
+                .where(messages.c.context_key == edit.key, messages.c.turn_id == turn.id)
+                .where(messages.c.role == Role.ASSISTANT.value, ~messages.c.superseded)
+                .order_by(messages.c.key.desc())
+                .limit(1)
+            )
+            return bool(reason == TOOL_LIMIT)
+
+        return (await self._ledger.edit(turn.context_id, work))[1]
+
+    async def _write(
+        self,
+        edit: ContextEdit,
+        turn: AnyRow,
+        call: CheckedCall,
+        policy: ApprovalPolicy,
+        *,
+        round_: int,
+        beyond: bool,
+    ) -> None:
+        """Inserts a call as pending, approved, or refused with its result."""
+        outcome = _refusal(call, mode=edit.row.mode, beyond=beyond)
+        facts = call.facts or ToolFacts()
+        waits = (policy.mode == "manual" or facts.requires_approval) and (
+            call.name not in policy.allow
+        )
+        inserted = await edit.connection.execute(
+            insert(tool_calls)
+            .values(
+                context_key=edit.key,
+                id=self._ledger.new_id(),
+                turn_id=turn.id,
+                message_key=call.message_key,
+                round=round_,
+                call_id=call.call_id,
+                name=call.name,
+                arguments=call.arguments,
+                status=(_S.PENDING if waits else _S.APPROVED).value,
+                requires_approval=waits and outcome is None,
+                external=facts.external,
+                collected=False,
+                created_at=edit.now,
+            )
+            .returning(tool_calls)
+        )
+        if outcome is not None:
+            await self._results.add(edit, turn, inserted.one(), outcome)
+
+    async def _may_start(self, edit: ContextEdit, turn: AnyRow, call: AnyRow) -> bool:
+        """Marks the call as running, unless something speaks against it, which the model is told."""
+        facts = self._toolset.facts(edit.row, call.name)
+        refused = None
+        if call.status == _S.RUNNING and (facts is None or not facts.idempotent):
+            refused = CallOutcome(
+                status=_S.FAILED, content=OUTCOME_UNKNOWN, error="outcome_unknown"
+            )
+        elif facts is None or facts.external:
+            refused = _unknown(call.name)
+        elif edit.row.mode == "plan" and not facts.read_only:
+            refused = _blocked(call.name)
+        if refused is not None:
+            await self._results.add(edit, turn, call, refused)
+            return False
+        await update_call(edit, call, status=_S.RUNNING.value, started_at=edit.now)
+        return True
+
+
+def _refusal(call: CheckedCall, *, mode: str, beyond: bool) -> CallOutcome | None:
+    if beyond:
+        words = "tool_limit: no more tools may be called in this turn."
+        return CallOutcome(status=_S.FAILED, content=words, error=TOOL_LIMIT)
+    if call.error is not None:
+        return CallOutcome(status=_S.FAILED, content=call.refusal, error=call.error)
+    if call.facts is None:
+        return _unknown(call.name)
+    if mode == "plan" and not call.facts.read_only:
+        return _blocked(call.name)
+    return None
+
+
+def _unknown(name: str) -> CallOutcome:
+    words = f"unknown_tool: there is no tool {name[:100]!r} here."
+    return CallOutcome(status=_S.FAILED, content=words, error="unknown_tool")
+
+
+def _blocked(name: str) -> CallOutcome:
+    words = f"plan_mode: {name!r} may change things, and only plans are made now."
+    return CallOutcome(status=_S.FAILED, content=words, error="plan_mode")

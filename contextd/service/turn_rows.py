@@ -1,0 +1,95 @@
+"""Rows of turns, inside an edit: what those who move turns share (§6)."""
+
+import msgspec
+from sqlalchemy import func, select, update
+
+from contextd.core.errors import TurnNotFound
+from contextd.core.machine import State
+from contextd.core.message import FILE_REFERENCE, MessageStatus, Problem, Role, Usage
+from contextd.core.tool_call import ToolCallStatus
+from contextd.core.turn import TurnStatus
+from contextd.store.edit import ContextEdit
+from contextd.store.tables import AnyRow, messages, tool_calls, turns
+
+RUNNING = TurnStatus.RUNNING.value
+QUEUED = TurnStatus.QUEUED.value
+UNDECIDED = tuple(
+    status.value
+    for status in (ToolCallStatus.PENDING, ToolCallStatus.APPROVED, ToolCallStatus.RUNNING)
+)
+
+
+async def running_turn(edit: ContextEdit) -> AnyRow | None:
+    """The context's running turn, if there is one."""
+    query = select(turns).where(turns.c.context_key == edit.key, turns.c.status == RUNNING)
+    return (await edit.connection.execute(query)).one_or_none()
+
+
+async def find_turn(edit: ContextEdit, turn_id: str) -> AnyRow:
+    """Raises `TurnNotFound`."""
+    query = select(turns).where(turns.c.context_key == edit.key, turns.c.id == turn_id)
+    row = (await edit.connection.execute(query)).one_or_none()
+    if row is None:
+        raise TurnNotFound(turn_id)
+    return row
+
+
+async def queue_length(edit: ContextEdit) -> int:
+    """How many turns wait."""
+    count = await edit.connection.scalar(
+        select(func.count())
+        .select_from(turns)
+        .where(turns.c.context_key == edit.key, turns.c.status == QUEUED)
+    )
+    return count or 0
+
+
+async def interrupt_messages(edit: ContextEdit, row: AnyRow, error: Problem) -> None:
+    """Closes a broken attempt's messages and takes them out of the conversation."""
+    rows = await edit.open_rows(turn_id=row.id)
+    if not rows:
+        return
+    await edit.close_messages(rows, MessageStatus.INTERRUPTED, error=error, superseded=True)
+    await edit.adopt([message.id for message in rows], rows[0].parent_id)
+    await edit.tree.close_up(rows)
+
+
+async def add_usage(edit: ContextEdit, row: AnyRow, usage: Usage | None) -> None:
+    if usage is None:
+        return
+    total = usage + msgspec.convert(row.usage, Usage) if row.usage else usage
+    before = edit.row.usage
+    edit.put(usage=usage + msgspec.convert(before, Usage) if before else usage)
+    await edit.connection.execute(update(turns).where(turns.c.key == row.key).values(usage=total))
+
+
+async def cancel_calls(edit: ContextEdit, turn_id: str) -> None:
+    """Of a turn that ends before its calls did."""
+    await edit.connection.execute(
+        update(tool_calls)
+        .where(tool_calls.c.context_key == edit.key, tool_calls.c.turn_id == turn_id)
+        .where(tool_calls.c.status.in_(UNDECIDED))
+        .values(status=ToolCallStatus.CANCELLED.value, error="cancelled", ended_at=edit.now)
+    )
+
+
+async def referred_paths(edit: ContextEdit, row: AnyRow) -> list[str]:
+    """The paths of a user's message whose files have not been attached yet."""
+    if edit.state is not State.PROCESSING_USER_MESSAGE:
+        return []
+    message = (
+        await edit.connection.execute(
+            select(messages.c.kind, messages.c.metadata).where(
+                messages.c.key == row.user_message_key
+            )
+        )
+    ).one()
+    if message.kind != FILE_REFERENCE:
+        return []
+    attached = await edit.connection.scalar(
+        select(func.count())
+        .select_from(messages)
+        .where(messages.c.context_key == edit.key, messages.c.turn_id == row.id)
+        .where(messages.c.role == Role.TOOL.value)
+    )
+    return [] if attached else list(message.metadata["paths"])

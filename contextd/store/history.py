@@ -1,0 +1,111 @@
+"""Reading a conversation as a model is to see it, and the calls of tools (§6, §8)."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import or_, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from contextd.store.reader import Reader, find_context, select_messages
+from contextd.store.tables import AnyRow, heads, messages, tool_calls, turns
+from contextd.store.text import read_whole
+from contextd.store.tree import on_branch
+
+
+class History:
+    """What the agent loop reads, by way of a `Reader`."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+
+    async def read(
+        self, context_id: str, branch: str, *, messages_max: int, bytes_max: int
+    ) -> tuple[list[tuple[AnyRow, str, AnyRow | None]], dict[int, str]]:
+        """The newest closed messages of a branch, oldest first: each with its text and its tool call.
+
+        Leaves out thinking, what has no text, and the answers of turns that were tried again. As
+        many as fit in both bounds, whole, but always the newest. The second part has the texts of
+        the calls' results, by the keys of their messages.
+        """
+        async with self._reader.snapshot() as connection:
+            context = await find_context(connection, context_id)
+            retried = select(turns.c.retry_of).where(
+                turns.c.context_key == context.key, turns.c.retry_of.is_not(None)
+            )
+            rows = (
+                await connection.execute(
+                    select_messages(context.key)
+                    .where(await on_branch(connection, context.key, branch))
+                    .where(messages.c.kind != "thinking", messages.c.status != "streaming")
+                    .where(heads.c.head > 0)
+                    .where(
+                        or_(
+                            messages.c.role.not_in(("assistant", "tool")),
+                            messages.c.turn_id.is_(None),
+                            messages.c.turn_id.not_in(retried),
+                        )
+                    )
+                    .order_by(messages.c.depth.desc())
+                    .limit(messages_max)
+                )
+            ).all()
+            chosen = list(reversed(_newest_that_fit(rows, bytes_max)))
+            calls = await _calls_of(connection, [row.key for row in chosen])
+            result_keys = [c.result_message_key for c in calls.values() if c.result_message_key]
+            texts = await read_whole(connection, [*(row.key for row in chosen), *result_keys])
+        return (
+            [(row, texts[row.key], calls.get(row.key)) for row in chosen],
+            {key: texts[key] for key in result_keys},
+        )
+
+    async def tool_calls(
+        self, context_id: str, *, statuses: Sequence[str], after_key: int, limit: int
+    ) -> Sequence[AnyRow]:
+        """Calls in the order in which they were asked for, with `message_id` and `result_id`."""
+        asked, result = messages.alias(), messages.alias()
+        async with self._reader.snapshot() as connection:
+            context = await find_context(connection, context_id)
+            query = (
+                select(tool_calls, asked.c.id.label("message_id"), result.c.id.label("result_id"))
+                .join(asked, asked.c.key == tool_calls.c.message_key)
+                .join(result, result.c.key == tool_calls.c.result_message_key, isouter=True)
+                .where(tool_calls.c.context_key == context.key, tool_calls.c.key > after_key)
+                .order_by(tool_calls.c.key)
+                .limit(limit)
+            )
+            if statuses:
+                query = query.where(tool_calls.c.status.in_(statuses))
+            rows: Sequence[AnyRow] = (await connection.execute(query)).all()
+        return rows
+
+    async def calls_by_id(
+        self, context_id: str, ids: Sequence[str]
+    ) -> tuple[AnyRow, dict[str, AnyRow]]:
+        """The context, and those of these calls that it has."""
+        async with self._reader.snapshot() as connection:
+            context = await find_context(connection, context_id)
+            rows = await connection.execute(
+                select(tool_calls).where(
+                    tool_calls.c.context_key == context.key, tool_calls.c.id.in_(ids)
+                )
+            )
+            return context, {row.id: row for row in rows}
+
+
+async def _calls_of(connection: AsyncConnection, message_keys: Sequence[int]) -> dict[int, AnyRow]:
+    """The calls that were written into these messages."""
+    rows = await connection.execute(
+        select(tool_calls).where(tool_calls.c.message_key.in_(message_keys))
+    )
+    return {row.message_key: row for row in rows}
+
+
+def _newest_that_fit(rows: Sequence[AnyRow], bytes_max: int) -> list[AnyRow]:
+    """The first rows whose bytes add up to at most `bytes_max`, but one at least."""
+    chosen: list[AnyRow] = []
+    left = bytes_max
+    for row in rows:
+        left -= row.bytes
+        if chosen and left < 0:
+            break
+        chosen.append(row)
+    return chosen
