@@ -276,6 +276,7 @@ def make_service(
             toolset=toolset,
             checker=checker,
             results=results,
+            result_bytes_max=settings.tool_result_bytes_max,
         ),
         call_steps=CallSteps(ledger, steps, toolset=toolset, results=results),
         branches=Branches(ledger, reader),

@@ -63,6 +63,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     workflows: str | None = None
     file_bytes_max: Bytes = 64 * 1024
     tool_timeout_s: Seconds = 30.0
+    waiting_timeout_s: Annotated[float, Meta(ge=0, le=31_536_000)] = 0
     tool_arguments_bytes_max: Bytes = 256 * 1024
     tool_result_bytes_max: Bytes = 256 * 1024
 

@@ -37,6 +37,7 @@ DESCRIPTIONS = {
     "workflows": "The folder of the workflows.",
     "file_bytes_max": "The most of one file that a model is shown, in bytes.",
     "tool_timeout_s": "Seconds after which a tool is stopped.",
+    "waiting_timeout_s": "Seconds that a turn waits for people and external tools; 0 is no limit.",
     "tool_arguments_bytes_max": "The most that a model may write as arguments of one call, in bytes.",
     "tool_result_bytes_max": "The most of a tool's result that is kept, in bytes.",
     "producer_silence_s": "Seconds after which a silent producer loses its message.",

@@ -86,7 +86,7 @@ class CallSteps:
             over = bool(calls) and (
                 rounds >= policy.max_depth or before + len(calls) > policy.max_calls
             )
-            await edit.step(Trigger.END_STREAM, turn=row)
+            await edit.step(Trigger.END_STREAM, turn=row, record=bool(calls))
             await edit.close_messages(
                 await edit.open_rows(turn_id=turn.id),
                 MessageStatus.COMPLETED,
@@ -131,7 +131,7 @@ class CallSteps:
             found = [
                 call
                 for call in await calls_of_round(edit, turn.id)
-                if not call.external and call.status in (_S.APPROVED, _S.RUNNING)
+                if call.status in (_S.APPROVED, _S.RUNNING)
             ]
             if found:
                 edit.change(record=True)
@@ -225,22 +225,26 @@ class CallSteps:
             await self._results.add(edit, turn, inserted.one(), outcome)
 
     async def _may_start(self, edit: ContextEdit, turn: AnyRow, call: AnyRow) -> bool:
-        """Marks the call as running, unless something speaks against it, which the model is told."""
+        """Marks the call as running, unless something speaks against it, which the model is told.
+
+        An external one is not run here, but may be refused here.
+        """
         facts = self._toolset.facts(edit.row, call.name)
         refused = None
         if call.status == _S.RUNNING and (facts is None or not facts.idempotent):
             refused = CallOutcome(
                 status=_S.FAILED, content=OUTCOME_UNKNOWN, error="outcome_unknown"
             )
-        elif facts is None or facts.external:
+        elif facts is None or facts.external != call.external:
             refused = _unknown(call.name)
         elif edit.row.mode == "plan" and not facts.read_only:
             refused = _blocked(call.name)
         if refused is not None:
             await self._results.add(edit, turn, call, refused)
             return False
-        await update_call(edit, call, status=_S.RUNNING.value, started_at=edit.now)
-        return True
+        if not call.external:
+            await update_call(edit, call, status=_S.RUNNING.value, started_at=edit.now)
+        return not call.external
 
 
 def _refusal(call: CheckedCall, *, mode: str, beyond: bool) -> CallOutcome | None:

@@ -3,7 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from contextd.core.errors import IllegalTransition, InvalidRequest, ToolCallDecided
+from contextd.core.errors import (
+    IllegalTransition,
+    InvalidRequest,
+    PayloadTooLarge,
+    ToolCallDecided,
+)
 from contextd.core.machine import State, Trigger, allowed
 from contextd.core.tool_call import (
     ToolCallPage,
@@ -24,6 +29,7 @@ from contextd.service.ledger import Ledger
 from contextd.service.steps import Steps
 from contextd.service.toolset import Toolset
 from contextd.service.wire import decode_cursor, encode_cursor, tool_call_wire
+from contextd.store.appends import utf8_bytes
 from contextd.store.edit import ContextEdit
 from contextd.store.history import History
 from contextd.store.tables import AnyRow
@@ -31,6 +37,8 @@ from contextd.store.text import read_whole
 from contextd.tools.arguments import ArgumentChecker
 
 _S = ToolCallStatus
+# Before, other calls of the reply are not decided yet, and nothing of it may run (§8).
+RESULT_STATES = frozenset({State.EXECUTING_TOOLS, State.AWAITING_TOOL_RESULTS})
 
 
 class Calls:
@@ -45,6 +53,7 @@ class Calls:
         toolset: Toolset,
         checker: ArgumentChecker,
         results: Results,
+        result_bytes_max: int,
     ) -> None:
         self._ledger = ledger
         self._history = history
@@ -52,6 +61,7 @@ class Calls:
         self._toolset = toolset
         self._checker = checker
         self._results = results
+        self._result_bytes_max = result_bytes_max
 
     async def list(
         self, context_id: str, *, statuses: Sequence[str], cursor: str | None, limit: int
@@ -76,18 +86,19 @@ class Calls:
         await self._check_edited(context_id, decisions)
 
         async def work(edit: ContextEdit) -> State:
-            changed = False
+            decided: set[str] = set()
             for decision in decisions:
                 call = await find_call(edit, decision.tool_call_id)
                 if call.status != _S.PENDING:
                     _check_same(call, decision)
                     continue
-                if not changed:
+                if not decided:
                     edit.change(record=True)
-                changed = True
+                decided.add(call.turn_id)  # only the running turn has calls that wait
                 await self._decide(edit, call, decision)
-            if changed and edit.state is State.AWAITING_TOOL_APPROVAL:
-                await self._go_on(edit, call.turn_id)
+            if edit.state is State.AWAITING_TOOL_APPROVAL:
+                for turn_id in decided:
+                    await self._go_on(edit, turn_id)
             return edit.state
 
         return (await self._ledger.edit(context_id, work))[1]
@@ -98,8 +109,10 @@ class Calls:
         """Takes the result of an external call; with the last one the turn goes on, here.
 
         The same again is harmless. Raises `ToolCallNotFound`, `ToolCallDecided` where the call has
-        ended otherwise, `IllegalTransition` where no result of it is expected.
+        ended otherwise, `IllegalTransition` where no result of it is expected, `PayloadTooLarge`.
         """
+        if utf8_bytes(request.content) > self._result_bytes_max:
+            raise PayloadTooLarge(self._result_bytes_max, "a result")
         status = _S.FAILED if request.is_error else _S.SUCCEEDED
         outcome = CallOutcome(
             status=status,
@@ -112,7 +125,8 @@ class Calls:
             if call.result_message_key is not None or call.status == _S.CANCELLED:
                 await self._check_repeated(edit, call, outcome)
                 return edit.state
-            if not call.external or call.status != _S.APPROVED:
+            expected = call.external and call.status == _S.APPROVED
+            if not expected or edit.state not in RESULT_STATES:
                 raise IllegalTransition(
                     state=edit.state.value,
                     trigger=Trigger.COLLECT_RESULTS.value,
@@ -188,5 +202,5 @@ def _check_same(call: AnyRow, decision: ToolDecision) -> None:
     said = call.decided_at is not None
     if not said or denied != (decision.decision == "deny"):
         raise ToolCallDecided(call.id, call.status)
-    if decision.arguments is not None and decision.arguments != call.arguments:
+    if not denied and decision.arguments not in (None, call.arguments):
         raise ToolCallDecided(call.id, call.status)

@@ -6,19 +6,20 @@ that is stored. A process that is alone on its database need not wait for leases
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import msgspec
 import structlog
-from sqlalchemy import and_, or_, select, update
+from sqlalchemy import ScalarResult, and_, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from contextd.core.errors import ContextNotFound, ShuttingDown
 from contextd.core.machine import State, Trigger
 from contextd.core.message import Problem
 from contextd.service.ledger import Ledger
-from contextd.service.steps import Steps
+from contextd.service.steps import WAITING_STATES, Steps
 from contextd.service.turn_rows import QUEUED, RUNNING, interrupt_messages, running_turn
 from contextd.store.edit import ContextEdit
 from contextd.store.tables import AnyRow, contexts, database_now_ms, turns
@@ -27,6 +28,7 @@ log = structlog.get_logger(__name__)
 
 RECOVERED_MAX = 100  # turns claimed in one sweep; the next sweep takes the next
 INTERRUPTED = Problem(type="interrupted", message="The server stopped while this was written.")
+OVERDUE = Problem(type="waiting_timeout", message="Nobody decided or answered in time.")
 RESPONDING = frozenset({State.AWAITING_LLM_RESPONSE, State.STREAMING_LLM_RESPONSE})
 
 
@@ -74,6 +76,28 @@ class Recovery:
             for row in waiting:
                 await self._recover_one(row.id)
             after = waiting[-1].key
+
+    async def fail_overdue(self, waiting_ms: int) -> None:
+        """Fails the turns that have waited for somebody outside for longer than that (§6)."""
+        before = self._ledger.clock_ms() - waiting_ms
+
+        async def overdue(connection: AsyncConnection) -> Sequence[str]:
+            rows: ScalarResult[str] = await connection.scalars(
+                select(contexts.c.id)
+                .where(contexts.c.state.in_(sorted(WAITING_STATES)))
+                .where(contexts.c.state_since < before)
+                .limit(RECOVERED_MAX)
+            )
+            return rows.all()
+
+        async def work(edit: ContextEdit) -> None:
+            row = await running_turn(edit)
+            if row is not None and edit.state in WAITING_STATES and edit.row.state_since < before:
+                await self._steps.fail_in(edit, row, OVERDUE)
+
+        for context_id in await self._ledger.writer.change(overdue):
+            with suppress(ContextNotFound):
+                await self._ledger.edit(context_id, work)
 
     async def _recover_one(self, context_id: str) -> None:
         try:

@@ -34,6 +34,8 @@ from contextd.store.writer import Refused
 
 # Waiting for people and external tools is no work of the turn (§6).
 WAITING_STATES = frozenset({State.AWAITING_TOOL_APPROVAL, State.AWAITING_TOOL_RESULTS})
+# Where an end changes what the context shows of its calls (§4).
+CALL_STATES = WAITING_STATES | {State.EXECUTING_TOOLS}
 
 
 class TurnLostError(Refused):
@@ -201,15 +203,25 @@ class Steps:
 
         async def work(edit: ContextEdit) -> None:
             row = await self.own(edit, turn)
-            detail = {"turn_id": turn.id, "error": msgspec.to_builtins(error)}
-            await edit.step(Trigger.FAIL, turn=row, state_detail=detail, detail=detail)
-            await edit.close_messages(
-                await edit.open_rows(turn_id=turn.id), MessageStatus.FAILED, error=error
-            )
             await add_usage(edit, row, usage)
-            await self._end(edit, row, TurnStatus.FAILED, error)
+            await self.fail_in(edit, row, error)
 
         await self._ledger.edit(turn.context_id, work)
+
+    async def fail_in(self, edit: ContextEdit, row: AnyRow, error: Problem) -> None:
+        """Fails a turn inside an edit; the next queued one starts."""
+        detail = {"turn_id": row.id, "error": msgspec.to_builtins(error)}
+        await edit.step(
+            Trigger.FAIL,
+            turn=row,
+            state_detail=detail,
+            detail=detail,
+            record=edit.state in CALL_STATES,
+        )
+        await edit.close_messages(
+            await edit.open_rows(turn_id=row.id), MessageStatus.FAILED, error=error
+        )
+        await self._end(edit, row, TurnStatus.FAILED, error)
 
     # What anybody may do to a turn.
 
@@ -232,7 +244,7 @@ class Steps:
 
     async def cancel_in(self, edit: ContextEdit, row: AnyRow) -> None:
         """Cancels a running turn inside an edit, and starts no other."""
-        await edit.step(Trigger.CANCEL, turn=row)
+        await edit.step(Trigger.CANCEL, turn=row, record=edit.state in CALL_STATES)
         await edit.close_messages(await edit.open_rows(turn_id=row.id), MessageStatus.CANCELLED)
         await self._close_turn(edit, row, TurnStatus.CANCELLED, None)
         edit.stopped_turn_ids.append(row.id)

@@ -18,43 +18,52 @@ class History:
         self._reader = reader
 
     async def read(
-        self, context_id: str, branch: str, *, messages_max: int, bytes_max: int
+        self, context_id: str, branch: str, turn_key: int, *, messages_max: int, bytes_max: int
     ) -> tuple[list[tuple[AnyRow, str, AnyRow | None]], dict[int, str]]:
-        """The newest closed messages of a branch, oldest first: each with its text and its tool call.
+        """Closed messages of a branch, oldest first: each with its text and its tool call.
 
-        Leaves out thinking, what has no text, and the answers of turns that were tried again. As
-        many as fit in both bounds, whole, but always the newest. The second part has the texts of
-        the calls' results, by the keys of their messages.
+        Leaves out thinking, what has no text, and the answers of turns that were tried again. All of
+        the turn itself, and of what came before it the newest, whole, as many as fit in both bounds.
+        The second part has the texts of the calls' results, by the keys of their messages.
         """
         async with self._reader.snapshot() as connection:
             context = await find_context(connection, context_id)
+            turn = (await connection.execute(select(turns).where(turns.c.key == turn_key))).one()
             retried = select(turns.c.retry_of).where(
                 turns.c.context_key == context.key, turns.c.retry_of.is_not(None)
             )
-            rows = (
-                await connection.execute(
-                    select_messages(context.key)
-                    .where(await on_branch(connection, context.key, branch))
-                    .where(messages.c.kind != "thinking", messages.c.status != "streaming")
-                    .where(heads.c.head > 0)
-                    .where(
-                        or_(
-                            messages.c.role.not_in(("assistant", "tool")),
-                            messages.c.turn_id.is_(None),
-                            messages.c.turn_id.not_in(retried),
-                        )
+            of_turn = or_(messages.c.turn_id == turn.id, messages.c.key == turn.user_message_key)
+            shown = (
+                select_messages(context.key)
+                .where(await on_branch(connection, context.key, branch))
+                .where(messages.c.kind != "thinking", messages.c.status != "streaming")
+                .where(or_(heads.c.head > 0, messages.c.role == "tool"))
+                .where(
+                    or_(
+                        messages.c.role.not_in(("assistant", "tool")),
+                        messages.c.turn_id.is_(None),
+                        messages.c.turn_id.not_in(retried),
                     )
-                    .order_by(messages.c.depth.desc())
-                    .limit(messages_max)
+                )
+                .order_by(messages.c.depth.desc())
+            )
+            mine = (await connection.execute(shown.where(of_turn))).all()
+            before = (
+                await connection.execute(
+                    shown.where(
+                        or_(messages.c.turn_id.is_(None), messages.c.turn_id != turn.id),
+                        messages.c.key != turn.user_message_key,
+                    ).limit(messages_max)
                 )
             ).all()
-            chosen = list(reversed(_newest_that_fit(rows, bytes_max)))
+            left = bytes_max - sum(row.bytes for row in mine)
+            chosen = sorted([*mine, *_newest_that_fit(before, left)], key=lambda row: row.depth)
             calls = await _calls_of(connection, [row.key for row in chosen])
             result_keys = [c.result_message_key for c in calls.values() if c.result_message_key]
             texts = await read_whole(connection, [*(row.key for row in chosen), *result_keys])
         return (
-            [(row, texts[row.key], calls.get(row.key)) for row in chosen],
-            {key: texts[key] for key in result_keys},
+            [(row, texts.get(row.key, ""), calls.get(row.key)) for row in chosen],
+            {key: texts.get(key, "") for key in result_keys},
         )
 
     async def tool_calls(
@@ -100,12 +109,12 @@ async def _calls_of(connection: AsyncConnection, message_keys: Sequence[int]) ->
 
 
 def _newest_that_fit(rows: Sequence[AnyRow], bytes_max: int) -> list[AnyRow]:
-    """The first rows whose bytes add up to at most `bytes_max`, but one at least."""
+    """The first rows whose bytes add up to at most `bytes_max`."""
     chosen: list[AnyRow] = []
     left = bytes_max
     for row in rows:
         left -= row.bytes
-        if chosen and left < 0:
+        if left < 0:
             break
         chosen.append(row)
     return chosen

@@ -48,9 +48,9 @@ def build_history(said: Sequence[Said], results: Mapping[int, str]) -> list[Hist
 
 
 def _begins_anew(reply: Sequence[Said], one: Said) -> bool:
-    """Another turn's, or text after calls: that is the next answer of the model."""
+    """Another turn's, or no turn's, or text after calls: that is the next answer of the model."""
     called = reply[-1].call
-    if reply[-1].row.turn_id != one.row.turn_id:
+    if one.row.turn_id is None or reply[-1].row.turn_id != one.row.turn_id:
         return True
     if called is None:
         return False

@@ -142,6 +142,10 @@ class Turns(TurnListener):
             try:
                 await self._renew()
                 await self._recovery.recover()
+                if self._settings.waiting_timeout_s:
+                    await self._recovery.fail_overdue(
+                        round(self._settings.waiting_timeout_s * 1000)
+                    )
             except ShuttingDown:
                 return
             except Exception:
@@ -333,6 +337,7 @@ class Turns(TurnListener):
         rows, results = await self._history.read(
             turn.context_id,
             view.branch,
+            turn.key,
             messages_max=HISTORY_MESSAGES_MAX,
             bytes_max=self._settings.history_bytes_max,
         )

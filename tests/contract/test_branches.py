@@ -116,6 +116,29 @@ async def test_the_model_sees_what_was_merged(start: Start, provider: HeldProvid
         await until(contextd, idle)
 
 
+async def test_answers_that_were_merged_are_not_run_together(
+    start: Start, provider: HeldProvider
+) -> None:
+    """Of two turns, without the questions between them: they stay two messages."""
+    async with start() as contextd:
+        await begin(contextd, provider)
+        answers = []
+        for text in ("one", "two"):
+            provider.say(text, None)
+            await until(contextd, idle)
+            answers.append((await line(contextd, "main"))[-1].id)
+            if text == "one":
+                await send(contextd, "again")
+        await make(contextd, "x", from_message_id=None)
+        await merge(contextd, "x", "main", message_ids=answers)
+        await send(contextd, "more", branch="x")
+        await provider.asked.wait()
+        seen = [(m.role, m.content) for m in provider.requests[-1].history]
+        assert seen == [("assistant", "one"), ("assistant", "two"), ("user", "more")]
+        provider.say(None)
+        await until(contextd, idle)
+
+
 class Model:
     """The tree as it should be: by id each message's parent and origin, by name each branch's leaf."""
 

@@ -8,7 +8,7 @@ from serving import Server
 
 CONFIG = Path(__file__).with_name("schemathesis.toml")
 EXAMPLES = 15
-HOOKS = {"SCHEMATHESIS_HOOKS": "whole_numbers", "PYTHONPATH": str(CONFIG.parent)}
+HOOKS = {"SCHEMATHESIS_HOOKS": "as_a_client", "PYTHONPATH": str(CONFIG.parent)}
 LIMIT_S = 100
 # What is opened by chance is soon closed: else a pull that waits for it would wait its time.
 SETTINGS = {"scripted_rate": 0, "producer_silence_s": 0.2}
@@ -16,7 +16,9 @@ SETTINGS = {"scripted_rate": 0, "producer_silence_s": 0.2}
 
 def test_schemathesis_finds_nothing(tmp_path: Path, environment: dict[str, str]) -> None:
     """Every operation, valid and invalid requests, all checks."""
-    with Server(tmp_path / "contextd.db", settings=SETTINGS) as server:
+    (tmp_path / "a.txt").write_text("A file that requests refer to.")
+    settings = {**SETTINGS, "workspace": tmp_path}
+    with Server(tmp_path / "contextd.db", settings=settings) as server:
         run = subprocess.run(
             [
                 sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG),
