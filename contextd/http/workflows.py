@@ -6,8 +6,8 @@ from litestar.params import FromPath
 
 from contextd.core.workflow import Workflow, WorkflowPage
 from contextd.http.documented import Cursor, Limit, refuses, tagged
+from contextd.service.payloads import off_loop
 from contextd.service.wire import decode_cursor, encode_cursor
-from contextd.tools.threads import in_thread
 from contextd.workflows import Workflows
 
 
@@ -17,7 +17,7 @@ async def list_workflows(
 ) -> WorkflowPage:
     """All workflows by name, with their parameters."""
     (after,) = decode_cursor(cursor, (0,))
-    found = await in_thread(workflows.list)
+    found = await off_loop(workflows.list)
     more = len(found) > after + limit
     return WorkflowPage(
         items=found[after : after + limit],
@@ -28,7 +28,7 @@ async def list_workflows(
 @get("/workflows/{workflow:str}", responses=refuses(404))
 async def get_workflow(workflows: NamedDependency[Workflows], workflow: FromPath[str]) -> Workflow:
     """One workflow."""
-    return await in_thread(lambda: workflows.get(workflow))
+    return await off_loop(lambda: workflows.get(workflow))
 
 
 HANDLERS = tagged("workflows", list_workflows, get_workflow)

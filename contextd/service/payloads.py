@@ -1,10 +1,11 @@
 """What a send may consist of, made into a message: text, references to files, workflows (§3.1)."""
 
-from typing import assert_never
+from collections.abc import Callable
+from typing import TypeVar, assert_never
 
 import msgspec
 
-from contextd.core.errors import InvalidRequest
+from contextd.core.errors import InvalidRequest, Overloaded
 from contextd.core.message import (
     FILE_REFERENCE,
     TEXT,
@@ -18,9 +19,11 @@ from contextd.core.values import JsonObject
 from contextd.service.steps import Steps
 from contextd.store.notices import StartedTurn
 from contextd.tools.files import file_reference_text, parse_file_reference
-from contextd.tools.threads import in_thread
+from contextd.tools.threads import ThreadsExhaustedError, in_thread
 from contextd.tools.workspace import Workspace, WorkspaceError
 from contextd.workflows import Workflows
+
+T = TypeVar("T")
 
 
 class Composed(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,7 +82,7 @@ class Payloads:
         for index, path in enumerate(paths):
             try:
                 found = parse_file_reference(path)
-                await in_thread(
+                await off_loop(
                     lambda found=found: workspace.read(  # type: ignore[misc]
                         found.path,
                         first_line=found.first_line,
@@ -91,13 +94,23 @@ class Payloads:
                 raise InvalidRequest.of(f"payload.paths[{index}]", str(error)) from None
 
     async def _render(self, payload: WorkflowPayload) -> Composed:
-        content = await in_thread(
+        content = await off_loop(
             lambda: self._workflows.render(payload.workflow, payload.parameters)
         )
         metadata = {"workflow": payload.workflow, "parameters": payload.parameters}
         return Composed(
             kind=WORKFLOW, content=content, metadata=metadata | _display(payload.display_text)
         )
+
+
+async def off_loop(work: Callable[[], T]) -> T:
+    """Runs what blocks in a thread. Raises `Overloaded` when all are taken."""
+    try:
+        return await in_thread(work)
+    except ThreadsExhaustedError:
+        raise Overloaded(
+            "More tools and files are being worked on than the server takes on."
+        ) from None
 
 
 def _display(display: str | None) -> JsonObject:

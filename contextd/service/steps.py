@@ -77,6 +77,8 @@ class Steps:
 
         async def work(edit: ContextEdit) -> None:
             row = await self.own(edit, turn)
+            if row.left_out == msgspec.to_builtins(left_out):
+                return
             edit.change(record=True)
             await edit.connection.execute(
                 update(turns).where(turns.c.key == row.key).values(left_out=left_out)

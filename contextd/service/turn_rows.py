@@ -75,7 +75,7 @@ async def cancel_calls(edit: ContextEdit, turn_id: str) -> None:
 
 async def referred_paths(edit: ContextEdit, row: AnyRow) -> list[str]:
     """The paths of a user's message whose files have not been attached yet."""
-    if edit.state is not State.PROCESSING_USER_MESSAGE:
+    if edit.state not in (State.PROCESSING_USER_MESSAGE, State.AWAITING_LLM_RESPONSE):
         return []
     message = (
         await edit.connection.execute(
@@ -89,7 +89,15 @@ async def referred_paths(edit: ContextEdit, row: AnyRow) -> list[str]:
     attached = await edit.connection.scalar(
         select(func.count())
         .select_from(messages)
-        .where(messages.c.context_key == edit.key, messages.c.turn_id == row.id)
-        .where(messages.c.role == Role.TOOL.value)
+        .where(messages.c.context_key == edit.key, messages.c.key != row.user_message_key)
+        .where(messages.c.kind == FILE_REFERENCE, messages.c.role == Role.TOOL.value)
+        .where(
+            messages.c.turn_id.in_(
+                select(turns.c.id).where(
+                    turns.c.context_key == edit.key,
+                    turns.c.user_message_key == row.user_message_key,
+                )
+            )
+        )
     )
     return [] if attached else list(message.metadata["paths"])

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import msgspec
 from sqlalchemy import or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -9,6 +10,18 @@ from contextd.store.reader import Reader, find_context, select_messages
 from contextd.store.tables import AnyRow, heads, messages, tool_calls, turns
 from contextd.store.text import read_whole
 from contextd.store.tree import on_branch
+
+
+class Told(msgspec.Struct, frozen=True):
+    """A stored message with its text, the call that it asks for, and the turn that it belongs to.
+
+    `turn` is the first of those that tried again; null for what belongs to none.
+    """
+
+    row: AnyRow
+    text: str
+    call: AnyRow | None
+    turn: str | None
 
 
 class History:
@@ -19,7 +32,7 @@ class History:
 
     async def read(
         self, context_id: str, branch: str, turn_key: int, *, messages_max: int, bytes_max: int
-    ) -> tuple[list[tuple[AnyRow, str, AnyRow | None]], dict[int, str]]:
+    ) -> tuple[list[Told], dict[int, str]]:
         """Closed messages of a branch, oldest first: each with its text and its tool call.
 
         Leaves out thinking, what has no text, and the answers of turns that were tried again. All of
@@ -29,10 +42,13 @@ class History:
         async with self._reader.snapshot() as connection:
             context = await find_context(connection, context_id)
             turn = (await connection.execute(select(turns).where(turns.c.key == turn_key))).one()
+            roots = await _roots(connection, context.key)
+            root = roots.get(turn.id, turn.id)
+            family = [turn.id, root, *(one for one, first in roots.items() if first == root)]
             retried = select(turns.c.retry_of).where(
                 turns.c.context_key == context.key, turns.c.retry_of.is_not(None)
             )
-            of_turn = or_(messages.c.turn_id == turn.id, messages.c.key == turn.user_message_key)
+            of_turn = messages.c.turn_id.in_(family)
             shown = (
                 select_messages(context.key)
                 .where(await on_branch(connection, context.key, branch))
@@ -41,6 +57,7 @@ class History:
                 .where(
                     or_(
                         messages.c.role.not_in(("assistant", "tool")),
+                        messages.c.kind == "file_reference",
                         messages.c.turn_id.is_(None),
                         messages.c.turn_id.not_in(retried),
                     )
@@ -50,10 +67,7 @@ class History:
             mine = (await connection.execute(shown.where(of_turn))).all()
             before = (
                 await connection.execute(
-                    shown.where(
-                        or_(messages.c.turn_id.is_(None), messages.c.turn_id != turn.id),
-                        messages.c.key != turn.user_message_key,
-                    ).limit(messages_max)
+                    shown.where(or_(messages.c.turn_id.is_(None), ~of_turn)).limit(messages_max)
                 )
             ).all()
             left = bytes_max - sum(row.bytes for row in mine)
@@ -62,7 +76,15 @@ class History:
             result_keys = [c.result_message_key for c in calls.values() if c.result_message_key]
             texts = await read_whole(connection, [*(row.key for row in chosen), *result_keys])
         return (
-            [(row, texts.get(row.key, ""), calls.get(row.key)) for row in chosen],
+            [
+                Told(
+                    row,
+                    texts.get(row.key, ""),
+                    calls.get(row.key),
+                    roots.get(row.turn_id, row.turn_id),
+                )
+                for row in chosen
+            ],
             {key: texts.get(key, "") for key in result_keys},
         )
 
@@ -118,3 +140,16 @@ def _newest_that_fit(rows: Sequence[AnyRow], bytes_max: int) -> list[AnyRow]:
             break
         chosen.append(row)
     return chosen
+
+
+async def _roots(connection: AsyncConnection, context_key: int) -> dict[str, str]:
+    """For each turn that tries another one again, the turn that was the first."""
+    rows = await connection.execute(
+        select(turns.c.id, turns.c.retry_of)
+        .where(turns.c.context_key == context_key, turns.c.retry_of.is_not(None))
+        .order_by(turns.c.key)
+    )
+    roots: dict[str, str] = {}
+    for id_, retry_of in rows:
+        roots[id_] = roots.get(retry_of, retry_of)
+    return roots

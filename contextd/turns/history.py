@@ -11,23 +11,16 @@ import msgspec
 from contextd.core.message import FILE_REFERENCE, Role
 from contextd.core.tool_call import TOOL_CALL, TOOL_RESULT
 from contextd.provider import HistoryCall, HistoryMessage
+from contextd.store.history import Told
 from contextd.store.tables import AnyRow
 
 NO_RESULT = "The call was cancelled: it has no result."
 
 
-class Said(msgspec.Struct, frozen=True):
-    """A stored message with its text, and the call that it asks for, if it does."""
-
-    row: AnyRow
-    text: str
-    call: AnyRow | None
-
-
-def build_history(said: Sequence[Said], results: Mapping[int, str]) -> list[HistoryMessage]:
+def build_history(said: Sequence[Told], results: Mapping[int, str]) -> list[HistoryMessage]:
     """The messages in order; `results` has the texts of results by their messages' keys."""
     history: list[HistoryMessage] = []
-    reply: list[Said] = []
+    reply: list[Told] = []
     for one in said:
         if one.row.kind == TOOL_RESULT and "tool_call_id" in one.row.metadata:
             continue  # follows its call
@@ -47,7 +40,7 @@ def build_history(said: Sequence[Said], results: Mapping[int, str]) -> list[Hist
     return [*history, *_reply(reply, results)] if reply else history
 
 
-def _begins_anew(reply: Sequence[Said], one: Said) -> bool:
+def _begins_anew(reply: Sequence[Told], one: Told) -> bool:
     """Another turn's, or no turn's, or text after calls: that is the next answer of the model."""
     called = reply[-1].call
     if one.row.turn_id is None or reply[-1].row.turn_id != one.row.turn_id:
@@ -57,7 +50,7 @@ def _begins_anew(reply: Sequence[Said], one: Said) -> bool:
     return one.call is None or one.call.round != called.round
 
 
-def _reply(said: Sequence[Said], results: Mapping[int, str]) -> list[HistoryMessage]:
+def _reply(said: Sequence[Told], results: Mapping[int, str]) -> list[HistoryMessage]:
     calls = [one.call for one in said if one.call is not None]
     text = "".join(one.text for one in said if one.row.kind != TOOL_CALL)
     return [
@@ -81,7 +74,7 @@ def _reply(said: Sequence[Said], results: Mapping[int, str]) -> list[HistoryMess
     ]
 
 
-def _arguments(call: AnyRow, said: Sequence[Said]) -> str:
+def _arguments(call: AnyRow, said: Sequence[Told]) -> str:
     """As they were executed, which is not what the model wrote where a person edited them."""
     if call.arguments is not None:
         return msgspec.json.encode(call.arguments).decode()

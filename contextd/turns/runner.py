@@ -50,7 +50,7 @@ from contextd.store.notices import StartedTurn
 from contextd.store.writer import Unconfirmed
 from contextd.turns.budget import fit
 from contextd.turns.executing import Executing
-from contextd.turns.history import Said, build_history
+from contextd.turns.history import build_history
 from contextd.turns.reply import PROVIDER_CLOSE_S, STORE_RETRY_S, Reply, stored
 
 log = structlog.get_logger(__name__)
@@ -235,6 +235,8 @@ class Turns(TurnListener):
             case State.TRANSIENT_FAILURE:
                 return await self._try_again(turn, view)
             case State.AWAITING_LLM_RESPONSE:
+                if view.paths:  # a retry of a turn that had not come to it
+                    await stored(lambda: self._payloads.attach(turn, view.paths))
                 return await self._respond(turn, view)
             case State.PROCESSING_LLM_RESPONSE:
                 return self._moved(view, await stored(lambda: self._calls.dispatch(turn)))
@@ -290,8 +292,9 @@ class Turns(TurnListener):
         except FatalError as error:
             await self._fail(turn, _problem(error), reply.usage)
             return None
-        if reply.first_chunk_s is not None:
-            self.first_chunk.observe(reply.first_chunk_s)
+        finally:
+            if reply.first_chunk_s is not None:
+                self.first_chunk.observe(reply.first_chunk_s)
         calls = await self._executing.check(view.context, list(reply.calls.values()))
         await stored(
             lambda: self._calls.end_stream(
@@ -334,20 +337,19 @@ class Turns(TurnListener):
         return provider
 
     async def _request(self, turn: StartedTurn, view: TurnView) -> ModelRequest:
-        rows, results = await self._history.read(
+        told, results = await self._history.read(
             turn.context_id,
             view.branch,
             turn.key,
             messages_max=HISTORY_MESSAGES_MAX,
             bytes_max=self._settings.history_bytes_max,
         )
-        said = [Said(*row) for row in rows]
         model = view.context.model or self._settings.model
         system_prompt = view.context.system_prompt or self._settings.system_prompt
         if self._settings.context_tokens_max:
-            said, left_out = await asyncio.to_thread(
+            told, left_out = await asyncio.to_thread(
                 fit,
-                said,
+                told,
                 budget_tokens=self._settings.context_tokens_max,
                 model=model,
                 system_prompt=system_prompt,
@@ -360,7 +362,7 @@ class Turns(TurnListener):
             attempt=view.attempt,
             system_prompt=system_prompt,
             model=model,
-            history=build_history(said, results),
+            history=build_history(told, results),
             tools=self._toolset.offers(view.context),
         )
 

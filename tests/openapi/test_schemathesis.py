@@ -16,9 +16,7 @@ SETTINGS = {"scripted_rate": 0, "producer_silence_s": 0.2}
 
 def test_schemathesis_finds_nothing(tmp_path: Path, environment: dict[str, str]) -> None:
     """Every operation, valid and invalid requests, all checks."""
-    (tmp_path / "a.txt").write_text("A file that requests refer to.")
-    settings = {**SETTINGS, "workspace": tmp_path}
-    with Server(tmp_path / "contextd.db", settings=settings) as server:
+    with Server(tmp_path / "contextd.db", settings=SETTINGS) as server:
         run = subprocess.run(
             [
                 sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG),
