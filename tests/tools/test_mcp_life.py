@@ -118,6 +118,20 @@ def only(servers: McpServers) -> Tool:
     return tool
 
 
+_others: list[psutil.Process] = []
+
+
+@pytest.fixture(autouse=True)
+def others() -> None:
+    """Processes that earlier tests of this worker still have, such as servers that are shared."""
+    _others[:] = psutil.Process().children()
+
+
+def mine() -> list[psutil.Process]:
+    """The processes that the test has started."""
+    return [child for child in psutil.Process().children() if child not in _others]
+
+
 async def test_a_silent_server_does_not_hold_up_the_others() -> None:
     """After the bound its tools are missing, and the log says whose."""
     silent, good = small("silent", name="silent"), small("good", name="good")
@@ -126,7 +140,7 @@ async def test_a_silent_server_does_not_hold_up_the_others() -> None:
             async with McpServers([silent, good], start_wait_s=2) as servers:
                 assert [tool.name for tool in servers.tools] == ["good__pid"]
                 assert servers.missing == ["silent"]
-                children = psutil.Process().children()
+                children = mine()
     assert {
         "event": "MCP servers are missing",
         "servers": ["silent"],
@@ -204,7 +218,7 @@ async def test_a_deaf_server_does_not_hold_up_a_cancel() -> None:
             calls = [asyncio.create_task(only(servers).run({"x": "x" * 1_000_000})) for _ in "ab"]
             for _ in range(10):
                 await asyncio.sleep(0)
-            [child] = psutil.Process().children()
+            [child] = mine()
             for call in calls:
                 call.cancel()
             for _ in range(10):
@@ -222,7 +236,7 @@ async def test_close_ends_a_stubborn_server_and_calls_that_run() -> None:
             start_wait_s=HANG_S,
         )
         await servers.open()
-        children = psutil.Process().children()
+        children = mine()
         tool = servers.tools[-1]
         call = asyncio.create_task(tool.run({}))
         await asyncio.sleep(0)
@@ -241,9 +255,9 @@ async def test_an_open_that_is_cancelled_leaves_nothing() -> None:
     """Neither a task nor a process."""
     servers = McpServers([small("silent")], start_wait_s=HANG_S)
     opening = asyncio.create_task(servers.open())
-    while not psutil.Process().children():
+    while not mine():
         await asyncio.sleep(0)
-    children = psutil.Process().children()
+    children = mine()
     opening.cancel()
     with pytest.raises(asyncio.CancelledError):
         await opening
