@@ -1,6 +1,5 @@
 """What a producer has written and the server has not confirmed yet. In memory, without I/O."""
 
-import re
 from collections import deque
 from collections.abc import Iterator
 
@@ -11,8 +10,6 @@ BATCH_CHUNKS_MAX = 1_000
 BATCH_BYTES_MAX = 1024 * 1024  # a sixth of what a request may hold once JSON has escaped all of it
 HELD_CHUNKS_MAX = 10_000  # beyond either of these two, writing waits
 HELD_BYTES_MAX = 4 * 1024 * 1024
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Outbox:
@@ -54,24 +51,6 @@ class Outbox:
         self.head += len(batch)
 
 
-class Text:
-    """Makes what is written storable (§3.1), also where a surrogate pair came in two pieces."""
-
-    def __init__(self) -> None:
-        self._half = ""
-
-    def take(self, text: str) -> str:
-        """`text`, storable. A high surrogate at its end is kept: the next text may bring the other."""
-        text = self._half + text
-        self._half = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
-        return storable(text[: len(text) - len(self._half)])
-
-    def rest(self) -> str:
-        """What was kept: nothing more comes."""
-        half, self._half = self._half, ""
-        return storable(half)
-
-
 def pieces(text: str) -> Iterator[str]:
     """`text` cut between code points into as few chunks as the limit allows."""
     start = 0
@@ -82,10 +61,3 @@ def pieces(text: str) -> Iterator[str]:
             piece = encoded[:CHUNK_BYTES_MAX].decode(errors="ignore")  # drops a cut code point
         yield piece
         start += len(piece)
-
-
-def storable(text: str) -> str:
-    """`text` with surrogate pairs joined; U+0000 and lone surrogates become U+FFFD."""
-    if _SURROGATE.search(text):
-        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text.replace("\x00", "\ufffd")

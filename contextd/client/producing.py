@@ -23,10 +23,11 @@ from contextd.client.errors import (
     TakenOverError,
     persistently,
 )
-from contextd.client.outbox import Outbox, Text, pieces, storable
+from contextd.client.outbox import Outbox, pieces
 from contextd.client.wire import Wire, path_of
 from contextd.core.message import Message, Pull, Usage
 from contextd.core.producing import AppendAnswer, ChunkInput
+from contextd.core.text import TextPieces, storable
 from contextd.core.values import LABEL_CHARS_MAX
 
 PATIENCE_S = 300.0  # of a server that is away
@@ -116,7 +117,7 @@ class ProducedMessage:
         self._patience_s = patience_s
         self._sign_of_life_s = sign_of_life_s
         self._reveal = reveal_errors
-        self._text = Text()
+        self._text = TextPieces()
         self._outbox = Outbox(0)
         self._writing = asyncio.Lock()
         self._grown = asyncio.Event()
@@ -139,7 +140,7 @@ class ProducedMessage:
         4 MiB or 10,000 chunks are not durable yet.
         """
         async with self._writing:
-            for piece in pieces(self._text.take(text)):
+            for piece in pieces(self._text.add(text)):
                 await self._until(lambda: not self._outbox.is_full)
                 self._add(piece)
         await asyncio.sleep(0)  # a source that never waits would leave the sender no turn

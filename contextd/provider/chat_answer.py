@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from contextd.core.message import Usage
+from contextd.core.text import TextPieces, storable
 from contextd.core.values import SEQUENCE_MAX
 from contextd.provider import (
     Event,
@@ -19,7 +20,6 @@ from contextd.provider import (
     UsageReport,
 )
 from contextd.provider.chat_calls import CallPart, ToolCalls
-from contextd.provider.storable import TextPieces, storable
 
 FINISH_REASON_CHARS_MAX = 64
 

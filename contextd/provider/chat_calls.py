@@ -15,9 +15,9 @@ from typing import Any
 
 import msgspec
 
+from contextd.core.text import TextPieces, storable
 from contextd.core.values import LABEL_CHARS_MAX, WHOLE_ID_PATTERN
 from contextd.provider import FatalError, ToolCallDelta
-from contextd.provider.storable import TextPieces, storable
 
 CALLS_MAX = 128
 CALLS_CHARS_MAX = 1024 * 1024  # of the arguments of all calls of one answer

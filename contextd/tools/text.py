@@ -1,15 +1,6 @@
 """Text that a tool gave, made fit to be stored and to be read by a model. No I/O."""
 
-import re
-
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
-
-
-def storable(text: str) -> str:
-    """`text` with surrogate pairs joined; U+0000 and what is left of broken pairs become U+FFFD."""
-    if _SURROGATE.search(text):
-        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text.replace("\x00", "\ufffd")
+from contextd.core.text import storable
 
 
 def clip(text: str, bytes_max: int, note: str) -> str:

@@ -19,8 +19,9 @@ from typing import BinaryIO, Literal, NoReturn
 
 import msgspec
 
+from contextd.core.text import storable
 from contextd.tools import ToolError
-from contextd.tools.text import one_line, storable
+from contextd.tools.text import one_line
 
 PATH_BYTES_MAX = 4096
 PARTS_MAX = 64

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contextd.client import outbox
-from contextd.client.outbox import Outbox, Text, pieces
+from contextd.client.outbox import Outbox, pieces
+from contextd.core.text import TextPieces, storable
 
 LIMIT = outbox.CHUNK_BYTES_MAX
 
@@ -53,16 +54,16 @@ def test_pieces_are_the_text(text: str, limit: int) -> None:
 )
 def test_what_no_text_may_hold_is_replaced(written: list[str], stored: str) -> None:
     """Pairs that came in two pieces are joined; U+0000 and half pairs become U+FFFD (§3.1)."""
-    text = Text()
-    assert "".join(map(text.take, written)) + text.rest() == stored
+    text = TextPieces()
+    assert "".join(map(text.add, written)) + text.rest() == stored
 
 
 @given(st.lists(st.text(st.characters(categories=None), max_size=4), max_size=6))
 def test_any_text_becomes_storable(written: list[str]) -> None:
     """However it is cut, it can be stored, and it is what the whole would be in one piece."""
-    text = Text()
-    stored = "".join(map(text.take, written)) + text.rest()
-    assert stored == outbox.storable("".join(written))
+    text = TextPieces()
+    stored = "".join(map(text.add, written)) + text.rest()
+    assert stored == storable("".join(written))
     assert "\x00" not in stored.encode().decode()
 
 

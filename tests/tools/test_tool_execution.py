@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
+from contextd.core.text import storable
 from contextd.core.values import JsonObject
 from contextd.tools import Outcome, Tool, ToolError, execution
 from contextd.tools.execution import NOTHING, execute
-from contextd.tools.text import clip, one_line, storable
+from contextd.tools.text import clip, one_line
 from contextd.tools.threads import Threads, ThreadsExhaustedError
 
 LONG_S = 60.0
