@@ -120,12 +120,6 @@ async def collect_round(edit: ContextEdit, turn: AnyRow) -> None:
     )
 
 
-async def turn_of(edit: ContextEdit, turn_id: str) -> AnyRow:
-    query = select(turns).where(turns.c.context_key == edit.key, turns.c.id == turn_id)
-    row: AnyRow = (await edit.connection.execute(query)).one()
-    return row
-
-
 async def update_call(edit: ContextEdit, call: AnyRow, **values: Any) -> None:
     await edit.connection.execute(
         update(tool_calls).where(tool_calls.c.key == call.key).values(**values)

@@ -25,7 +25,7 @@ from contextd.service.call_rows import (
     update_call,
 )
 from contextd.service.ledger import Ledger
-from contextd.service.steps import Steps
+from contextd.service.steps import Steps, TurnView
 from contextd.service.toolset import ToolFacts, Toolset
 from contextd.service.turn_rows import add_usage
 from contextd.store.edit import ContextEdit
@@ -82,20 +82,18 @@ class CallSteps:
         async def work(edit: ContextEdit) -> None:
             row = await self._steps.own(edit, turn)
             policy = msgspec.convert(edit.row.approval_policy, ApprovalPolicy)
-            rounds, before = await spent(edit, turn.id)
-            over = bool(calls) and (
-                rounds >= policy.max_depth or before + len(calls) > policy.max_calls
-            )
+            rounds, before = await spent(edit, turn.id) if calls else (0, 0)
+            left = max(0, policy.max_calls - before) if rounds < policy.max_depth else 0
             await edit.step(Trigger.END_STREAM, turn=row, record=bool(calls))
             await edit.close_messages(
                 await edit.open_rows(turn_id=turn.id),
                 MessageStatus.COMPLETED,
-                finish_reason=TOOL_LIMIT if over else finish_reason,
+                finish_reason=TOOL_LIMIT if len(calls) > left else finish_reason,
                 usage=usage,
             )
             await add_usage(edit, row, usage)
             for number, call in enumerate(calls, 1):
-                beyond = rounds >= policy.max_depth or before + number > policy.max_calls
+                beyond = number > left
                 await self._write(edit, row, call, policy, round_=rounds + 1, beyond=beyond)
 
         await self._ledger.edit(turn.context_id, work)
@@ -120,13 +118,13 @@ class CallSteps:
 
         return (await self._ledger.edit(turn.context_id, work))[1]
 
-    async def start(self, turn: StartedTurn) -> list[CallToRun]:
-        """Marks the calls that are to be run here as running.
+    async def start(self, turn: StartedTurn) -> tuple[AnyRow, list[CallToRun]]:
+        """Marks the calls that are to be run here as running; returns them, and the context's row.
 
         One that is found running was interrupted: it runs again only if its tool is idempotent.
         """
 
-        async def work(edit: ContextEdit) -> list[CallToRun]:
+        async def work(edit: ContextEdit) -> tuple[AnyRow, list[CallToRun]]:
             row = await self._steps.own(edit, turn)
             found = [
                 call
@@ -135,7 +133,7 @@ class CallSteps:
             ]
             if found:
                 edit.change(record=True)
-            return [
+            return edit.row, [
                 CallToRun(key=c.key, id=c.id, name=c.name, arguments=c.arguments or {})
                 for c in found
                 if await self._may_start(edit, row, c)
@@ -170,11 +168,11 @@ class CallSteps:
 
         return (await self._ledger.edit(turn.context_id, work))[1]
 
-    async def is_over_limit(self, turn: StartedTurn) -> bool:
-        """Whether the last reply asked for more than the policy allows: the turn ends then."""
+    async def proceed(self, turn: StartedTurn) -> TurnView | None:
+        """From the results to the next request; None where the turn ends with them, over its limit."""
 
-        async def work(edit: ContextEdit) -> bool:
-            await self._steps.own(edit, turn)
+        async def work(edit: ContextEdit) -> TurnView | None:
+            row = await self._steps.own(edit, turn)
             reason = await edit.connection.scalar(
                 select(messages.c.finish_reason)
                 .where(messages.c.context_key == edit.key, messages.c.turn_id == turn.id)
@@ -182,7 +180,10 @@ class CallSteps:
                 .order_by(messages.c.key.desc())
                 .limit(1)
             )
-            return bool(reason == TOOL_LIMIT)
+            if reason == TOOL_LIMIT:
+                await self._steps.finish_in(edit, row)
+                return None
+            return await self._steps.request_llm_in(edit, row)
 
         return (await self._ledger.edit(turn.context_id, work))[1]
 

@@ -22,12 +22,12 @@ from contextd.service.call_rows import (
     calls_of_round,
     collect_round,
     find_call,
-    turn_of,
     update_call,
 )
 from contextd.service.ledger import Ledger
 from contextd.service.steps import Steps
 from contextd.service.toolset import Toolset
+from contextd.service.turn_rows import find_turn
 from contextd.service.wire import decode_cursor, encode_cursor, tool_call_wire
 from contextd.store.appends import utf8_bytes
 from contextd.store.edit import ContextEdit
@@ -132,7 +132,7 @@ class Calls:
                     trigger=Trigger.COLLECT_RESULTS.value,
                     allowed=[trigger.value for trigger in allowed(edit.state)],
                 )
-            row = await turn_of(edit, call.turn_id)
+            row = await find_turn(edit, call.turn_id)
             edit.change(record=True)
             await self._results.add(edit, row, call, outcome)
             if edit.state is State.AWAITING_TOOL_RESULTS:
@@ -169,21 +169,17 @@ class Calls:
         outcome = CallOutcome(
             status=_S.DENIED, content=f"A person denied this call.{reason}", error="denied"
         )
-        await self._results.add(edit, await turn_of(edit, call.turn_id), call, outcome)
+        await self._results.add(edit, await find_turn(edit, call.turn_id), call, outcome)
 
     async def _go_on(self, edit: ContextEdit, turn_id: str) -> None:
         """Claims a turn that waited, if nothing that it waited for is left."""
         statuses = [call.status for call in await calls_of_round(edit, turn_id)]
-        row = await turn_of(edit, turn_id)
-        if edit.state is State.AWAITING_TOOL_APPROVAL:
-            if _S.PENDING in statuses:
-                return
-            if _S.APPROVED in statuses:
-                await edit.step(Trigger.EXECUTE_TOOLS, turn=row)
-            else:
-                await collect_round(edit, row)
-        elif _S.APPROVED in statuses:
+        waits_for = _S.PENDING if edit.state is State.AWAITING_TOOL_APPROVAL else _S.APPROVED
+        if waits_for in statuses:
             return
+        row = await find_turn(edit, turn_id)
+        if _S.APPROVED in statuses:
+            await edit.step(Trigger.EXECUTE_TOOLS, turn=row)
         else:
             await collect_round(edit, row)
         await self._steps.claim(edit, row)

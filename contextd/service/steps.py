@@ -110,15 +110,18 @@ class Steps:
         """Asks the model, or asks again: after a transient failure this is the next attempt."""
 
         async def work(edit: ContextEdit) -> TurnView:
-            row = await self.own(edit, turn)
-            attempt = row.attempt + (edit.state is State.TRANSIENT_FAILURE)
-            await edit.connection.execute(
-                update(turns).where(turns.c.key == row.key).values(attempt=attempt)
-            )
-            await edit.step(Trigger.REQUEST_LLM, turn=row, detail={"attempt": attempt})
-            return msgspec.structs.replace(_view(edit, row), attempt=attempt)
+            return await self.request_llm_in(edit, await self.own(edit, turn))
 
         return (await self._ledger.edit(turn.context_id, work))[1]
+
+    async def request_llm_in(self, edit: ContextEdit, row: AnyRow) -> TurnView:
+        """The same inside an edit."""
+        attempt = row.attempt + (edit.state is State.TRANSIENT_FAILURE)
+        await edit.connection.execute(
+            update(turns).where(turns.c.key == row.key).values(attempt=attempt)
+        )
+        await edit.step(Trigger.REQUEST_LLM, turn=row, detail={"attempt": attempt})
+        return msgspec.structs.replace(_view(edit, row), attempt=attempt)
 
     async def open_message(
         self,
@@ -172,14 +175,6 @@ class Steps:
         """The turn is done; the next queued one starts in the same transaction."""
         await edit.step(Trigger.FINISH, turn=row)
         await self._end(edit, row, TurnStatus.COMPLETED, None)
-
-    async def finish(self, turn: StartedTurn) -> None:
-        """Ends a turn that may not go on."""
-
-        async def work(edit: ContextEdit) -> None:
-            await self.finish_in(edit, await self.own(edit, turn))
-
-        await self._ledger.edit(turn.context_id, work)
 
     async def fail_transiently(
         self, turn: StartedTurn, error: Problem, *, wait_ms: int, usage: Usage | None

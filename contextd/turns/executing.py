@@ -36,9 +36,9 @@ class Executing:
         """The calls of a reply, with what is wrong with them said for the model to read."""
         return [await self._check(context, call) for call in asked]
 
-    async def run(self, turn: StartedTurn, context: AnyRow) -> None:
+    async def run(self, turn: StartedTurn) -> None:
         """Runs, at once, the calls that are approved, and stores each result as it comes."""
-        calls = await stored(lambda: self._calls.start(turn))
+        context, calls = await stored(lambda: self._calls.start(turn))
         async with asyncio.TaskGroup() as group:
             for call in calls:
                 group.create_task(self._run(turn, context, call), name=f"call-{call.id}")

@@ -227,28 +227,24 @@ class Turns(TurnListener):
 
     async def _advance(self, turn: StartedTurn, view: TurnView) -> TurnView | None:
         """One step of the turn. None when it has ended."""
+        if view.paths:  # at its start, or of a turn that is retried and had not come to it
+            await stored(lambda: self._payloads.attach(turn, view.paths))
+            view = msgspec.structs.replace(view, paths=[])
         match view.state:
             case State.PROCESSING_USER_MESSAGE:
-                if view.paths:
-                    await stored(lambda: self._payloads.attach(turn, view.paths))
                 return await stored(lambda: self._steps.request_llm(turn))
             case State.TRANSIENT_FAILURE:
                 return await self._try_again(turn, view)
             case State.AWAITING_LLM_RESPONSE:
-                if view.paths:  # a retry of a turn that had not come to it
-                    await stored(lambda: self._payloads.attach(turn, view.paths))
                 return await self._respond(turn, view)
             case State.PROCESSING_LLM_RESPONSE:
                 return self._moved(view, await stored(lambda: self._calls.dispatch(turn)))
             case State.EXECUTING_TOOLS:
-                view = await stored(lambda: self._steps.view(turn))
-                await self._executing.run(turn, view.context)
+                await self._executing.run(turn)
                 return self._moved(view, await stored(lambda: self._calls.collect(turn)))
             case State.PROCESSING_TOOL_RESULTS:
-                if await stored(lambda: self._calls.is_over_limit(turn)):
-                    await stored(lambda: self._steps.finish(turn))
-                    return self._moved(view, State.IDLE)
-                return await stored(lambda: self._steps.request_llm(turn))
+                asked = await stored(lambda: self._calls.proceed(turn))
+                return asked or self._moved(view, State.IDLE)
             case _:
                 raise RuntimeError(f"no turn of this process stands in {view.state}")
 

@@ -64,5 +64,5 @@ async def write(path: Path, count: int) -> tuple[str, int]:
             await service.ledger.append(live, fence=turn.fence, texts=texts)
             left -= len(texts)
         await service.call_steps.end_stream(turn, finish_reason="stop", usage=None, calls=[])
-        await service.steps.finish(turn)
+        await service.call_steps.dispatch(turn)
         return live.message_id, live.message_key
