@@ -105,9 +105,12 @@ class Append:
 
 
 class _Part:
-    """What of an append is to be written in a round: `texts`, after the head `expected`."""
+    """What of an append is to be written in a round: `texts`, after the head `expected`.
 
-    __slots__ = ("append", "duplicates", "expected", "sizes", "texts")
+    `end` is the head after it, once it has its place in the round; None where the start is not known.
+    """
+
+    __slots__ = ("append", "duplicates", "end", "expected", "sizes", "texts")
 
     def __init__(
         self,
@@ -123,6 +126,7 @@ class _Part:
         self.texts = texts
         self.sizes = sizes
         self.duplicates = duplicates
+        self.end: int | None = None
 
 
 _NOWHERE = -1  # no head is there, so what must be taken chunk by chunk is left to be judged
@@ -185,21 +189,20 @@ def _take_round(parts: Sequence[_Part]) -> tuple[dict[int, list[_Part]], list[_P
         key = part.append.message_key
         before = by_message.setdefault(key, [])
         # Nothing goes ahead of what has to wait.
-        if before and (key in waiting_keys or not _follows(part, before)):
+        if before and (key in waiting_keys or not _follows(part, before[-1])):
             waiting_keys.add(key)
             left_over.append(part)
-        else:
-            before.append(part)
+            continue
+        start = before[-1].end if before else part.expected
+        part.end = start if start in (None, _NOWHERE) else start + len(part.texts)
+        before.append(part)
     return by_message, left_over
 
 
-def _follows(part: _Part, before: Sequence[_Part]) -> bool:
-    start = before[0].expected
-    if start == _NOWHERE or part.append.fence != before[0].append.fence:
+def _follows(part: _Part, last: _Part) -> bool:
+    if last.end == _NOWHERE or part.append.fence != last.append.fence:
         return False
-    if part.expected is None or start is None:
-        return part.expected is None
-    return part.expected == start + sum([len(other.texts) for other in before])
+    return part.expected is None or part.expected == last.end
 
 
 def _number(

@@ -312,7 +312,9 @@ class ContextEdit:
                 error=draft.error,
                 metadata=draft.metadata,
                 client_metadata=draft.client_metadata,
-                stats=_stats_at_once(draft, sum(sizes), characters) if closed else None,
+                stats=stats_at_once(chunks=len(sizes), characters=characters, size=sum(sizes))
+                if closed
+                else None,
                 payload_hash=draft.payload_hash,
                 created_at=self.now,
                 changed_at=self.now,
@@ -435,13 +437,13 @@ class ContextEdit:
         )
 
 
-def _stats_at_once(draft: MessageDraft, size: int, characters: int) -> MessageStats:
-    """Of a message that is closed from the start."""
+def stats_at_once(*, chunks: int, characters: int, size: int) -> MessageStats:
+    """Of a message whose text, of `size` bytes, came all at once."""
     return MessageStats(
-        chunks=len(draft.texts),
+        chunks=chunks,
         characters=characters,
         bytes=size,
-        first_chunk_ms=0 if draft.texts else None,
+        first_chunk_ms=0 if chunks else None,
         total_ms=0,
         mean_interval_ms=None,
     )

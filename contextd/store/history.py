@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import msgspec
-from sqlalchemy import or_, select
+from sqlalchemy import Select, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from contextd.store.reader import Reader, find_context, select_messages
@@ -45,9 +45,6 @@ class History:
             roots = await _roots(connection, context.key)
             root = roots.get(turn.id, turn.id)
             family = [turn.id, root, *(one for one, first in roots.items() if first == root)]
-            retried = select(turns.c.retry_of).where(
-                turns.c.context_key == context.key, turns.c.retry_of.is_not(None)
-            )
             of_turn = messages.c.turn_id.in_(family)
             shown = (
                 select_messages(context.key)
@@ -59,7 +56,7 @@ class History:
                         messages.c.role.not_in(("assistant", "tool")),
                         messages.c.kind == "file_reference",
                         messages.c.turn_id.is_(None),
-                        messages.c.turn_id.not_in(retried),
+                        messages.c.turn_id.not_in(retried_turns(context.key)),
                     )
                 )
                 .order_by(messages.c.depth.desc())
@@ -120,6 +117,13 @@ class History:
                 )
             )
             return context, {row.id: row for row in rows}
+
+
+def retried_turns(context_key: int) -> Select[tuple[str | None]]:
+    """The ids of the context's turns that were tried again."""
+    return select(turns.c.retry_of).where(
+        turns.c.context_key == context_key, turns.c.retry_of.is_not(None)
+    )
 
 
 async def _calls_of(connection: AsyncConnection, message_keys: Sequence[int]) -> dict[int, AnyRow]:

@@ -14,12 +14,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from contextd.core.branch import LeftOut, LeftOutReason
 from contextd.core.errors import PayloadTooLarge, TooManyChunks, TooManyMessages
-from contextd.core.message import MessageStats, MessageStatus, Role
+from contextd.core.message import MessageStatus, Role
 from contextd.core.tool_call import TOOL_CALL, TOOL_RESULT
 from contextd.core.values import JsonObject
-from contextd.store.edit import ContextEdit
+from contextd.store.edit import ContextEdit, stats_at_once
+from contextd.store.history import retried_turns
 from contextd.store.notices import ClosedMessage
-from contextd.store.tables import AnyRow, Key, chunks, heads, messages, turns
+from contextd.store.tables import AnyRow, Key, chunks, heads, messages
 from contextd.store.tree import on_branch
 
 MERGED_FROM = "merged_from"  # the member of a copy's metadata
@@ -111,9 +112,6 @@ async def _candidates(
     edit: ContextEdit, on_source: Any, on_target: Any, which: Any
 ) -> Sequence[AnyRow]:
     """Messages of the source, each with whether the target `shares` it and its turn was `retried`."""
-    retried = select(turns.c.retry_of).where(
-        turns.c.context_key == edit.key, turns.c.retry_of.is_not(None)
-    )
     rows = (
         await edit.connection.execute(
             select(
@@ -122,7 +120,7 @@ async def _candidates(
                 heads.c.bytes,
                 heads.c.characters,
                 on_target.label("shared"),
-                messages.c.turn_id.in_(retried).label("retried"),
+                messages.c.turn_id.in_(retried_turns(edit.key)).label("retried"),
             )
             .join(heads, heads.c.message_key == messages.c.key)
             .where(messages.c.context_key == edit.key, on_source, which)
@@ -218,23 +216,11 @@ def _copy(edit: ContextEdit, row: AnyRow, source: str) -> dict[str, Any]:
         "error": row.error,
         "metadata": row.metadata | {MERGED_FROM: told},
         "client_metadata": row.client_metadata,
-        "stats": _stats(row),
+        "stats": stats_at_once(chunks=row.head, characters=row.characters, size=row.bytes),
         "created_at": edit.now,
         "changed_at": edit.now,
         "completed_at": edit.now,
     }
-
-
-def _stats(row: AnyRow) -> MessageStats:
-    """Of text that came all at once."""
-    return MessageStats(
-        chunks=row.head,
-        characters=row.characters,
-        bytes=row.bytes,
-        first_chunk_ms=0 if row.head else None,
-        total_ms=0,
-        mean_interval_ms=None,
-    )
 
 
 async def _keys(edit: ContextEdit, ids: Sequence[str]) -> Mapping[str, int]:
