@@ -5,7 +5,7 @@ from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 
-from contextd.core.values import Content, Id, JsonObject, Sequence, Timestamp
+from contextd.core.values import NO_NUL_PATTERN, Content, Id, JsonObject, Sequence, Timestamp
 
 
 class Role(StrEnum):
@@ -142,46 +142,29 @@ class ChunkPage(msgspec.Struct, frozen=True, kw_only=True):
     final: bool
 
 
-DisplayText = Annotated[str, msgspec.Meta(pattern="^[^\\u0000]*$")]
-FilePath = Annotated[str, msgspec.Meta(pattern="^[^\\u0000]*$", min_length=1, max_length=4096)]
+DisplayText = Annotated[str, msgspec.Meta(pattern=NO_NUL_PATTERN)]
+FilePath = Annotated[str, msgspec.Meta(pattern=NO_NUL_PATTERN, min_length=1, max_length=4096)]
 
 
-class TextPayload(
-    msgspec.Struct,
-    frozen=True,
-    kw_only=True,
-    forbid_unknown_fields=True,
-    tag_field="type",
-    tag="text",
-):
+class _Payload(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type"):
+    """What a send consists of; `type` says which."""
+
+
+class TextPayload(_Payload, frozen=True, kw_only=True, tag="text"):
     """Plain text. `display` is what a frontend shows in its place, if that differs."""
 
     content: Content
     display: DisplayText | None = None
 
 
-class FileReferencePayload(
-    msgspec.Struct,
-    frozen=True,
-    kw_only=True,
-    forbid_unknown_fields=True,
-    tag_field="type",
-    tag="file_reference",
-):
+class FileReferencePayload(_Payload, frozen=True, kw_only=True, tag="file_reference"):
     """Files of the workspace, or lines of them, for the model to see: `dir/a.md`, `b.py:10-20`."""
 
     paths: Annotated[list[FilePath], msgspec.Meta(min_length=1, max_length=100)]
     display_text: DisplayText | None = None
 
 
-class WorkflowPayload(
-    msgspec.Struct,
-    frozen=True,
-    kw_only=True,
-    forbid_unknown_fields=True,
-    tag_field="type",
-    tag="workflow",
-):
+class WorkflowPayload(_Payload, frozen=True, kw_only=True, tag="workflow"):
     """A workflow of the server, with the values of its parameters."""
 
     workflow: Id

@@ -6,12 +6,11 @@ import msgspec
 from msgspec import Meta
 
 from contextd.core.message import TEXT, Problem, Role, Usage
-from contextd.core.values import NO_NUL_PATTERN, Id, JsonObject, Label, Sequence
+from contextd.core.values import NO_NUL_PATTERN, SEQUENCE_MAX, Id, JsonObject, Label, Sequence
 
-EPOCH_MAX = 2**53 - 1
 KIND_PATTERN = "^[a-z][a-z0-9_-]{0,63}$"
 
-Epoch = Annotated[int, Meta(ge=1, le=EPOCH_MAX)]
+Epoch = Annotated[int, Meta(ge=1, le=SEQUENCE_MAX)]
 Kind = Annotated[
     str,
     Meta(
@@ -28,7 +27,7 @@ MediaType = Annotated[
         extra_json_schema={"pattern": "^[!-~]+/[ -~]+$"},
     ),
 ]
-Position = Annotated[int, Meta(ge=1, le=2**53 - 1)]
+Position = Annotated[int, Meta(ge=1, le=SEQUENCE_MAX)]
 
 
 # Decoded without the pattern, which would cost more than the rest: who decodes looks for U+0000.

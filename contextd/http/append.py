@@ -19,7 +19,7 @@ from contextd.core.producing import AppendAnswer, AppendRequest, ChunkInput
 from contextd.http.body import read_body
 from contextd.http.line_body import LINES_TYPE, LineBodies
 from contextd.http.lines import NUL_ESCAPE
-from contextd.http.problems import explain
+from contextd.http.problems import decode_body
 from contextd.http.query import check_path, parse_query
 from contextd.service import Producers
 from contextd.settings import Settings
@@ -90,14 +90,7 @@ class AppendChunks:
 
 def decode_request(body: bytes) -> AppendRequest:
     """The batch. Raises `InvalidRequest` naming what is wrong."""
-    try:
-        request = _decode(body)
-    except msgspec.ValidationError as error:
-        raise InvalidRequest(explain(str(error))) from None
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        raise InvalidRequest.of("body", "not valid JSON") from None
-    except RecursionError:
-        raise InvalidRequest.of("body", "nested too deeply") from None
+    request = decode_body(_decode, body)
     if request.chunks is None:
         if request.content is None:
             raise InvalidRequest.of("chunks", "give either chunks or content")

@@ -1,8 +1,8 @@
 """How refusals look on the wire: RFC 9457 problems, and the one map from codes to statuses (§1)."""
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import msgspec
 import structlog
@@ -41,6 +41,8 @@ from contextd.core.errors import (
 )
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 STATUSES: Mapping[type[ContextdError], int] = {
     InvalidRequest: 400,
@@ -186,6 +188,18 @@ def explain(message: str, fallback: str = "body") -> FieldError:
                 where = f"{where}.{named_field}" if where else named_field
     name = _OTHER_NAMES.get(where.partition("[")[0], where)
     return FieldError(field=name or fallback, message=_plainly(text))
+
+
+def decode_body(decode: Callable[[bytes], T], body: bytes) -> T:
+    """What `decode`, a decoder of msgspec, makes of a body. Raises `InvalidRequest`."""
+    try:
+        return decode(body)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(explain(str(error))) from None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise InvalidRequest.of("body", "not valid JSON") from None
+    except RecursionError:
+        raise InvalidRequest.of("body", "nested too deeply") from None
 
 
 def _plainly(message: str) -> str:

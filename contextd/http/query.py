@@ -26,7 +26,7 @@ from contextd.core.errors import (
     WorkflowNotFound,
 )
 from contextd.core.values import ID_PATTERN, SEQUENCE_MAX
-from contextd.http.problems import explain
+from contextd.http.problems import decode_body
 
 _ID = re.compile(ID_PATTERN)
 _DECIMAL = re.compile(r"[0-9]{1,9}(\.[0-9]{1,20})?([eE][+-]?[0-9]{1,3})?")
@@ -147,14 +147,8 @@ async def _check_body(request: Request[Any, Any, Any], handler: HTTPRouteHandler
         body = await request.body()
     except InternalServerException:  # Litestar's word for a client that went away in the middle
         raise InvalidRequest.of("body", "the connection broke off") from None
-    try:
-        _decoder(field.annotation if (field := handler.parsed_data_field) else NoFields).decode(
-            body
-        )
-    except msgspec.ValidationError as error:
-        raise InvalidRequest(explain(str(error))) from None
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        raise InvalidRequest.of("body", "not valid JSON") from None
+    field = handler.parsed_data_field
+    decode_body(_decoder(NoFields if field is None else field.annotation).decode, body)
 
 
 class NoFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -29,12 +29,12 @@ from contextd.core.errors import (
 from contextd.core.machine import TURN_STATES, State, Trigger
 from contextd.core.message import Message, MessageStatus, Problem
 from contextd.core.producing import (
-    EPOCH_MAX,
     CompleteRequest,
     FailRequest,
     OpenRequest,
     Producer,
 )
+from contextd.core.values import SEQUENCE_MAX
 from contextd.service.contexts import check_size
 from contextd.service.ledger import Ledger
 from contextd.service.steps import Steps
@@ -92,7 +92,7 @@ class Producers:
             elif not produced:
                 raise IdTaken(message_id)
             elif row.status != MessageStatus.STREAMING:
-                raise MessageClosed(message_status=row.status, final_sequence=row.final_sequence)
+                raise _closed(row)
             else:
                 await _take_over(edit, row, request.producer)
             return await _as_it_is(edit, message_id), row is None
@@ -130,7 +130,7 @@ class Producers:
             raise ContextNotFound(live.context_id) from None
         _check_epoch(row, epoch)
         if row.status != MessageStatus.STREAMING:
-            raise MessageClosed(message_status=row.status, final_sequence=row.final_sequence)
+            raise _closed(row)
 
     async def append(
         self,
@@ -259,7 +259,7 @@ class Producers:
             raise _refuse_not_produced(edit.state, row)
         _check_epoch(row, epoch)
         if row.status not in (MessageStatus.STREAMING, ended):
-            raise MessageClosed(message_status=row.status, final_sequence=row.final_sequence)
+            raise _closed(row)
         return row
 
     async def _close(
@@ -285,10 +285,14 @@ class Producers:
         return Problem(type="producer_silent", message=message)
 
 
+def _closed(row: AnyRow) -> MessageClosed:
+    return MessageClosed(message_status=row.status, final_sequence=row.final_sequence)
+
+
 def _refuse_not_produced(state: State, row: AnyRow) -> ContextdError:
     if row.status == MessageStatus.STREAMING:
         return ContextBusy(state)
-    return MessageClosed(message_status=row.status, final_sequence=row.final_sequence)
+    return _closed(row)
 
 
 def _check_epoch(row: AnyRow, epoch: int | None) -> None:
@@ -306,7 +310,7 @@ def _check_final(head: int, final_sequence: int) -> None:
 async def _take_over(edit: ContextEdit, row: AnyRow, producer: Producer) -> None:
     """The higher epoch gets the message. The same again is a sign of life."""
     epoch = producer.epoch or row.fence + 1
-    if not row.fence <= epoch <= EPOCH_MAX or (
+    if not row.fence <= epoch <= SEQUENCE_MAX or (
         epoch == row.fence and producer.id != row.producer_id
     ):
         raise StaleProducer(row.fence)

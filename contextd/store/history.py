@@ -6,6 +6,7 @@ import msgspec
 from sqlalchemy import Select, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from contextd.core.message import FILE_REFERENCE, THINKING
 from contextd.store.reader import Reader, find_context, select_messages
 from contextd.store.tables import AnyRow, heads, messages, tool_calls, turns
 from contextd.store.text import read_whole
@@ -49,12 +50,12 @@ class History:
             shown = (
                 select_messages(context.key)
                 .where(await on_branch(connection, context.key, branch))
-                .where(messages.c.kind != "thinking", messages.c.status != "streaming")
+                .where(messages.c.kind != THINKING, messages.c.status != "streaming")
                 .where(or_(heads.c.head > 0, messages.c.role == "tool"))
                 .where(
                     or_(
                         messages.c.role.not_in(("assistant", "tool")),
-                        messages.c.kind == "file_reference",
+                        messages.c.kind == FILE_REFERENCE,
                         messages.c.turn_id.is_(None),
                         messages.c.turn_id.not_in(retried_turns(context.key)),
                     )

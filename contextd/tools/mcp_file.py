@@ -38,15 +38,9 @@ _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 ToolNames: TypeAlias = tuple[str, ...]
 
 
-class McpServer(msgspec.Struct, frozen=True, kw_only=True):
-    """One server, with every variable put in. Either `command` or `url` is set, never both.
+class _Fields(msgspec.Struct, frozen=True, kw_only=True):
+    """What a server is, in the file as well as with its variables put in."""
 
-    `env` is added to the few variables that a child inherits. `requires_approval` is None where the
-    server's own hints decide. `tools` is None where all are offered. `timeout_s` bounds each call in
-    addition to the caller's own bound. `secrets` must be shown to no one.
-    """
-
-    name: str
     command: str | None = None
     args: tuple[str, ...] = ()
     env: dict[str, str] = {}
@@ -56,6 +50,17 @@ class McpServer(msgspec.Struct, frozen=True, kw_only=True):
     requires_approval: bool | ToolNames | None = None
     idempotent: ToolNames = ()
     tools: ToolNames | None = None
+
+
+class McpServer(_Fields, frozen=True, kw_only=True):
+    """One server, with every variable put in. Either `command` or `url` is set, never both.
+
+    `env` is added to the few variables that a child inherits. `requires_approval` is None where the
+    server's own hints decide. `tools` is None where all are offered. `timeout_s` bounds each call in
+    addition to the caller's own bound. `secrets` must be shown to no one.
+    """
+
+    name: str
     timeout_s: float | None = None
     secrets: frozenset[str] = frozenset()
 
@@ -72,19 +77,10 @@ class McpServer(msgspec.Struct, frozen=True, kw_only=True):
         return text
 
 
-class _Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _Entry(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One server as the file has it."""
 
     type: str | None = None
-    command: str | None = None
-    args: tuple[str, ...] = ()
-    env: dict[str, str] = {}
-    cwd: str | None = None
-    url: str | None = None
-    headers: dict[str, str] = {}
-    requires_approval: bool | ToolNames | None = None
-    idempotent: ToolNames = ()
-    tools: ToolNames | None = None
     timeout_s: Annotated[float, Meta(gt=0, le=86_400)] | None = None
 
 

@@ -1,10 +1,11 @@
 """A misbehaving server on a free port, in the test's own event loop."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from fake_contextd import FakeContextd, serving
 from fake_wire import FakeContext
+from serving import Server
 
 from contextd.client import Client
 from contextd.client import errors as client_errors
@@ -32,3 +33,17 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def context(fake: FakeContextd) -> FakeContext:
     return fake.add("c")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A real server."""
+    database = tmp_path_factory.mktemp("client") / "contextd.db"
+    with Server(database, settings={"scripted_rate": 0}) as running:
+        yield running
+
+
+@pytest.fixture
+async def real(server: Server) -> AsyncIterator[Client]:
+    async with Client(server.url) as client:
+        yield client

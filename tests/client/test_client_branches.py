@@ -1,24 +1,9 @@
 """Branches with `Client` and `SyncClient`, against a real server (§9)."""
 
-from collections.abc import AsyncIterator, Iterator
-
 import pytest
 from serving import Server
 
 from contextd.client import ApiError, Client, SyncClient
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    database = tmp_path_factory.mktemp("client") / "contextd.db"
-    with Server(database, settings={"scripted_rate": 0}) as running:
-        yield running
-
-
-@pytest.fixture
-async def real(server: Server) -> AsyncIterator[Client]:
-    async with Client(server.url) as client:
-        yield client
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from pathlib import Path
 
@@ -23,18 +22,6 @@ from contextd.client import (
 )
 
 SETTINGS = {"scripted_rate": 0}
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("client") / "contextd.db", settings=SETTINGS) as running:
-        yield running
-
-
-@pytest.fixture
-async def real(server: Server) -> AsyncIterator[Client]:
-    async with Client(server.url) as client:
-        yield client
 
 
 @pytest.fixture

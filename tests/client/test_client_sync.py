@@ -39,13 +39,6 @@ with SyncClient(sys.argv[1]) as client, client.produce(sys.argv[2], message_id="
 """
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    database = tmp_path_factory.mktemp("client") / "contextd.db"
-    with Server(database, settings={"scripted_rate": 0}) as running:
-        yield running
-
-
 @pytest.fixture
 def client(server: Server) -> Iterator[SyncClient]:
     with SyncClient(server.url) as client:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from bodies import CHUNKS
 from serving import Server
+from tooling import Chat, Place
 from wire import ENDLESS, Api, script, until
 
 FAST = {"scripted_rate": 0, "backoff_initial_s": 0.01, "backoff_max_s": 0.02}
@@ -92,3 +93,18 @@ def open_message(api: Api, context_id: str) -> Iterator[tuple[str, str]]:
     until(lambda: any(m["current_sequence"] == 3 for m in api.context(context_id)["open_messages"]))
     yield context_id, api.opened(context_id)["message_id"]
     api.http.delete(f"/contexts/{context_id}")
+
+
+@pytest.fixture(scope="module")
+def chat() -> Iterator[Chat]:
+    """A model behind the Chat Completions API, for tests of tools."""
+    with Chat().serving() as chat:
+        yield chat
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    """At the end its gate opens, so nothing that a test left behind goes on for ever."""
+    place = Place(tmp_path)
+    yield place
+    place.open()

@@ -22,13 +22,6 @@ from wire import TIMESTAMP, Json, invalid, ok, problem, script, until
 
 
 @pytest.fixture(scope="module")
-def chat() -> Iterator[Chat]:
-    """A model behind the Chat Completions API."""
-    with Chat().serving() as chat:
-        yield chat
-
-
-@pytest.fixture(scope="module")
 def api(
     make_server: Any, tmp_path_factory: pytest.TempPathFactory, chat: Chat
 ) -> Iterator[ToolApi]:
@@ -42,11 +35,6 @@ def api(
 @pytest.fixture
 def context_id(api: ToolApi) -> str:
     return api.create()
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
 
 
 def guarded(place: Place, line: str = "ran") -> Json:

@@ -29,13 +29,6 @@ PATH = [
 
 
 @pytest.fixture(scope="module")
-def chat() -> Iterator[Chat]:
-    """A model behind the Chat Completions API."""
-    with Chat().serving() as chat:
-        yield chat
-
-
-@pytest.fixture(scope="module")
 def api(
     make_server: Any, tmp_path_factory: pytest.TempPathFactory, chat: Chat
 ) -> Iterator[ToolApi]:
@@ -49,11 +42,6 @@ def api(
 @pytest.fixture
 def context_id(api: ToolApi) -> str:
     return api.create(tools=[ASK, "hold", "echo", "guarded"])
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
 
 
 # A result

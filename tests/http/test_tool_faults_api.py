@@ -40,14 +40,6 @@ def context_id(api: ToolApi) -> str:
     return api.create()
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    """At the end its gate opens, so nothing that a test left behind goes on for ever."""
-    place = Place(tmp_path)
-    yield place
-    place.open()
-
-
 # Tools that fail
 
 

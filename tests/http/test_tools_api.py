@@ -36,13 +36,6 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def chat() -> Iterator[Chat]:
-    """A model behind the Chat Completions API."""
-    with Chat().serving() as chat:
-        yield chat
-
-
-@pytest.fixture(scope="module")
 def api(make_server: Any, workspace: Path, chat: Chat) -> Iterator[ToolApi]:
     """A server with tools, which also knows the model."""
     settings = {"openai_base_url": chat.url, "openai_api_key": "none", "model": "fake"}
@@ -53,11 +46,6 @@ def api(make_server: Any, workspace: Path, chat: Chat) -> Iterator[ToolApi]:
 @pytest.fixture
 def context_id(api: ToolApi) -> str:
     return api.create()
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
 
 
 # A call and its result
