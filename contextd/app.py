@@ -239,6 +239,7 @@ def make_service(
             ledger,
             reader,
             toolset=toolset,
+            checker=checker,
             default_provider=settings.provider,
             providers=sorted(providers),
             metadata_bytes_max=settings.metadata_bytes_max,

@@ -19,10 +19,11 @@ class TurnStatus(StrEnum):
 
 
 class LeftOut(msgspec.Struct, frozen=True, kw_only=True):
-    """How much of the conversation the model was not shown, for want of room."""
+    """How much of the conversation the model was not shown, for want of room; `tokens` as counted here."""
 
     turns: int
     messages: int
+    tokens: int = 0
 
 
 class Turn(msgspec.Struct, frozen=True, kw_only=True):

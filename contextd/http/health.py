@@ -27,13 +27,7 @@ class TurnFigures(Protocol):
     """What the agent loop counts, whoever it is."""
 
     retries: int
-    outcomes: Counter[str]
     first_chunk: Histogram
-
-    @property
-    def tool_outcomes(self) -> Counter[str]:
-        """Tool calls that ended here, by their status."""
-        ...
 
     @property
     def running(self) -> int:
@@ -68,22 +62,19 @@ class Figures:
             ("slow_readers", "Readers disconnected for taking nothing", hub.stats.slow_disconnects),
         ):
             yield CounterMetricFamily(f"contextd_{name}", text, value=value)
-        outcomes = CounterMetricFamily(
-            "contextd_turns", "Turns that ended here, by how", labels=["outcome"]
-        )
-        for outcome, count in self._turns.outcomes.items():
-            outcomes.add_metric([outcome], count)
-        yield outcomes
-        tools = CounterMetricFamily(
-            "contextd_tool_calls", "Tool calls that ended here, by how", labels=["outcome"]
-        )
-        for outcome, count in self._turns.tool_outcomes.items():
-            tools.add_metric([outcome], count)
-        yield tools
+        yield _by_outcome("turns", "Turns that ended here, by how", ledger.turn_outcomes)
+        yield _by_outcome("tool_calls", "Tool calls that ended here, by how", ledger.call_outcomes)
         for metric in self._turns.first_chunk.collect():
             # When the counting began is not asked for, and would be a metric of its own.
             metric.samples = [s for s in metric.samples if not s.name.endswith("_created")]
             yield metric
+
+
+def _by_outcome(name: str, text: str, outcomes: Counter[str]) -> Metric:
+    family = CounterMetricFamily(f"contextd_{name}", text, labels=["outcome"])
+    for outcome, count in outcomes.items():
+        family.add_metric([outcome], count)
+    return family
 
 
 def make_registry(service: Service, turns: TurnFigures) -> CollectorRegistry:

@@ -57,6 +57,7 @@ class Results:
             result_message_key=opened.key,
             ended_at=edit.now,
         )
+        edit.call_outcomes.append(outcome.status.value)
 
 
 def split_text(content: str, bytes_max: int) -> list[str]:

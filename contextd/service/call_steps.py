@@ -118,8 +118,8 @@ class CallSteps:
 
         return (await self._ledger.edit(turn.context_id, work))[1]
 
-    async def start(self, turn: StartedTurn) -> tuple[AnyRow, list[CallToRun]]:
-        """Marks the calls that are to be run here as running; returns them, and the context's row.
+    async def start(self, turn: StartedTurn, *, calls_max: int) -> tuple[AnyRow, list[CallToRun]]:
+        """Marks the next calls that are to be run here as running; returns them, and the context's row.
 
         One that is found running was interrupted: it runs again only if its tool is idempotent.
         """
@@ -133,11 +133,11 @@ class CallSteps:
             ]
             if found:
                 edit.change(record=True)
-            return edit.row, [
-                CallToRun(key=c.key, id=c.id, name=c.name, arguments=c.arguments or {})
-                for c in found
-                if await self._may_start(edit, row, c)
-            ]
+            begun: list[CallToRun] = []
+            for call in found:
+                if len(begun) < calls_max and await self._may_start(edit, row, call):
+                    begun.append(_to_run(call))
+            return edit.row, begun
 
         return (await self._ledger.edit(turn.context_id, work))[1]
 
@@ -246,6 +246,10 @@ class CallSteps:
         if not call.external:
             await update_call(edit, call, status=_S.RUNNING.value, started_at=edit.now)
         return not call.external
+
+
+def _to_run(call: AnyRow) -> CallToRun:
+    return CallToRun(key=call.key, id=call.id, name=call.name, arguments=call.arguments or {})
 
 
 def _refusal(call: CheckedCall, *, mode: str, beyond: bool) -> CallOutcome | None:

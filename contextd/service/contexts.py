@@ -18,9 +18,12 @@ from contextd.core.context import (
     ContextPage,
     ContextPatch,
     ContextRequest,
+    ExternalTool,
+    Tool,
 )
 from contextd.core.errors import IdTaken, InvalidRequest, PayloadTooLarge, ShuttingDown
 from contextd.core.machine import State
+from contextd.core.turn import TurnStatus
 from contextd.core.values import JsonObject
 from contextd.service.ledger import Ledger
 from contextd.service.toolset import ALL, Toolset
@@ -40,6 +43,7 @@ from contextd.store.tables import (
     tool_calls,
     turns,
 )
+from contextd.tools.arguments import ArgumentChecker
 
 log = structlog.get_logger(__name__)
 
@@ -54,10 +58,10 @@ def content_hash(value: Any) -> str:
     return hashlib.sha256(msgspec.json.encode(value, order="sorted")).hexdigest()
 
 
-def check_size(value: Any, bytes_max: int) -> None:
-    """Bounds what comes along with every list of contexts. Raises `PayloadTooLarge`."""
+def check_size(value: Any, bytes_max: int, what: str = "") -> None:
+    """Bounds what comes along with every list. Raises `PayloadTooLarge`."""
     if len(msgspec.json.encode(value)) > bytes_max:
-        raise PayloadTooLarge(bytes_max)
+        raise PayloadTooLarge(bytes_max, what)
 
 
 class Contexts:
@@ -69,6 +73,7 @@ class Contexts:
         reader: Reader,
         *,
         toolset: Toolset,
+        checker: ArgumentChecker,
         default_provider: str,
         providers: Sequence[str],
         metadata_bytes_max: int,
@@ -77,6 +82,7 @@ class Contexts:
         self._metadata_bytes_max = metadata_bytes_max
         self._reader = reader
         self._toolset = toolset
+        self._checker = checker
         self._default_provider = default_provider
         self._providers = providers
         self._to_purge = asyncio.Event()
@@ -86,6 +92,7 @@ class Contexts:
         """The context and whether it is new. Raises `IdTaken`, `InvalidRequest`, `PayloadTooLarge`."""
         self._check_provider(request.provider)
         check_size([request.metadata, request.tools], self._metadata_bytes_max)
+        await self._check_tools(request.tools or [])
         context_id = request.id or self._ledger.new_id()
         digest = content_hash(request)
 
@@ -128,6 +135,9 @@ class Contexts:
         """Applies a JSON merge patch. Raises `BranchNotFound` for an unknown `active_branch`."""
         if isinstance(patch.provider, str):
             self._check_provider(patch.provider)
+        if isinstance(patch.tools, list):
+            check_size(patch.tools, self._metadata_bytes_max)
+            await self._check_tools(patch.tools)
 
         async def work(edit: ContextEdit) -> None:
             if patch.active_branch is not UNSET:
@@ -181,6 +191,7 @@ class Contexts:
             row, ended = outcome
             self._ledger.tail.drop_context(context_id)
             self._ledger.hub.publish_deleted(context_id, row.revision + 1)
+            self._ledger.turn_outcomes[TurnStatus.CANCELLED.value] += len(ended)
             for turn_id in ended:
                 self._ledger.listener.turn_stopped(turn_id)
             self._to_purge.set()
@@ -263,6 +274,19 @@ class Contexts:
         if name is not None and name not in self._providers:
             known = ", ".join(self._providers)
             raise InvalidRequest.of("provider", f"unknown; this server has: {known}")
+
+    async def _check_tools(self, tools: Sequence[Tool]) -> None:
+        """Each name once, and JSON Schemas that are some: a model could not call the others (§8)."""
+        names: set[str] = set()
+        for number, tool in enumerate(tools):
+            name = tool if isinstance(tool, str) else tool.name
+            if name in names:
+                raise InvalidRequest.of(f"tools[{number}]", f"{name!r} is named twice")
+            names.add(name)
+            if isinstance(tool, ExternalTool):
+                problems = await self._checker.check_schema(tool.parameters)
+                if problems:
+                    raise InvalidRequest.of(f"tools[{number}].parameters", "; ".join(problems))
 
     def _wire(self, snapshot: ContextSnapshot) -> Context:
         return context_wire(

@@ -6,6 +6,7 @@ follows a signal always finds the text.
 """
 
 from asyncio import Future
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TypeVar
@@ -62,6 +63,8 @@ class Ledger:
         self.clock_ms = clock_ms
         self.new_id = new_id
         self.listener = TurnListener()
+        self.turn_outcomes: Counter[str] = Counter()  # what ended here, by how
+        self.call_outcomes: Counter[str] = Counter()
 
     def cursor(self, revision: int) -> str:
         """The stream's cursor at a revision (§4.1)."""
@@ -134,6 +137,8 @@ class Ledger:
 
     def _tell(self, outcome: tuple[ContextEdit, object]) -> None:
         edit, _ = outcome
+        self.turn_outcomes.update(edit.turn_outcomes)
+        self.call_outcomes.update(edit.call_outcomes)
         for notice in edit.notices:
             self._tell_notice(edit.context_id, notice)
         for turn_id in edit.stopped_turn_ids:

@@ -8,6 +8,7 @@ from sqlalchemy import select
 from contextd.core.errors import ContextBusy, ContextdError, IdTaken, QueueFull
 from contextd.core.machine import Trigger
 from contextd.core.message import (
+    FileReferencePayload,
     Message,
     MessagePage,
     MessageStatus,
@@ -19,7 +20,7 @@ from contextd.service.contexts import check_size, content_hash
 from contextd.service.ledger import Ledger
 from contextd.service.payloads import Composed, Payloads
 from contextd.service.steps import Steps
-from contextd.service.turn_rows import queue_length, running_turn
+from contextd.service.turn_rows import add_references, queue_length, running_turn
 from contextd.service.wire import decode_cursor, encode_cursor, message_wire
 from contextd.store.edit import ContextEdit, MessageDraft
 from contextd.store.reader import Reader
@@ -61,6 +62,7 @@ class Messages:
         turn_id = self._ledger.new_id()
         digest = content_hash([request.payload, request.role])
         composed = await self._compose(request.payload)
+        files = await self._files(request)
 
         async def work(edit: ContextEdit) -> SendAnswer:
             # Also an id of our own: this may be another try, after an answer that was lost.
@@ -91,6 +93,14 @@ class Messages:
             if not request.respond:
                 edit.change(record=forked)
                 await edit.add_message(draft, branch=branch)
+                await add_references(
+                    edit,
+                    files,
+                    new_id=self._ledger.new_id,
+                    message_id=message_id,
+                    turn_id=None,
+                    branch=branch,
+                )
             else:
                 await self._add_turn(edit, draft, branch=branch, queued=queued, forked=forked)
             return self._answer(edit, message_id, turn_id if request.respond else None, queued)
@@ -99,9 +109,18 @@ class Messages:
 
     async def _compose(self, payload: Payload) -> Composed | ContextdError:
         try:
-            return await self._payloads.compose(payload)
+            composed = await self._payloads.compose(payload)
+            shown = "what is shown for the message, its paths or its parameters"
+            check_size(composed.metadata, self._metadata_bytes_max, shown)
         except ContextdError as error:
             return error
+        return composed
+
+    async def _files(self, request: SendRequest) -> list[tuple[str, str]]:
+        """What a message refers to that no turn will read."""
+        if request.respond or not isinstance(request.payload, FileReferencePayload):
+            return []
+        return await self._payloads.read(request.payload.paths)
 
     async def get(self, context_id: str, message_id: str) -> Message:
         """Raises `ContextNotFound` or `MessageNotFound`."""

@@ -1,6 +1,6 @@
 """What a send may consist of, made into a message: text, references to files, workflows (§3.1)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar, assert_never
 
 import msgspec
@@ -64,16 +64,18 @@ class Payloads:
             case _:
                 assert_never(payload)
 
-    async def attach(self, turn: StartedTurn, paths: list[str]) -> None:
+    async def attach(self, turn: StartedTurn, paths: Sequence[str]) -> None:
         """Stores what the files of a message hold now, as results that the model sees (§3.1)."""
+        await self._steps.add_references(turn, await self.read(paths))
+
+    async def read(self, paths: Sequence[str]) -> list[tuple[str, str]]:
+        """Each path with what a model is shown of the file as it is now."""
         if self._workspace is None:
-            texts = [f"{path}: this server has no workspace." for path in paths]
-        else:
-            texts = [
-                await file_reference_text(self._workspace, path, bytes_max=self._bytes_max)
-                for path in paths
-            ]
-        await self._steps.add_references(turn, list(zip(paths, texts, strict=True)))
+            return [(path, f"{path}: this server has no workspace.") for path in paths]
+        return [
+            (path, await file_reference_text(self._workspace, path, bytes_max=self._bytes_max))
+            for path in paths
+        ]
 
     async def _check_files(self, paths: list[str]) -> None:
         workspace = self._workspace

@@ -12,13 +12,14 @@ import msgspec
 from sqlalchemy import func, insert, select, update
 
 from contextd.core.machine import State, Trigger, advance
-from contextd.core.message import FILE_REFERENCE, MessageStatus, Problem, Role, Usage
+from contextd.core.message import MessageStatus, Problem, Role, Usage
 from contextd.core.turn import CancelAnswer, LeftOut, RetryAnswer, TurnStatus
 from contextd.core.values import JsonObject
 from contextd.service.ledger import Ledger
 from contextd.service.turn_rows import (
     QUEUED,
     RUNNING,
+    add_references,
     add_usage,
     cancel_calls,
     find_turn,
@@ -91,18 +92,18 @@ class Steps:
 
         async def work(edit: ContextEdit) -> None:
             row = await self.own(edit, turn)
+            message_id = await edit.connection.scalar(
+                select(messages.c.id).where(messages.c.key == row.user_message_key)
+            )
             edit.change()
-            for path, text in files:
-                draft = MessageDraft(
-                    id=self._ledger.new_id(),
-                    role=Role.TOOL,
-                    kind=FILE_REFERENCE,
-                    status=MessageStatus.COMPLETED,
-                    turn_id=turn.id,
-                    texts=[text],
-                    metadata={"hidden": True, "path": path},
-                )
-                await edit.add_message(draft, branch=row.branch)
+            await add_references(
+                edit,
+                files,
+                new_id=self._ledger.new_id,
+                message_id=message_id or "",
+                turn_id=turn.id,
+                branch=row.branch,
+            )
 
         await self._ledger.edit(turn.context_id, work)
 
@@ -410,6 +411,7 @@ class Steps:
                 superseded=row.status == QUEUED,
             )
             await edit.add_message(draft, branch=row.branch)
+        edit.turn_outcomes.append(status.value)
         if status is not TurnStatus.COMPLETED:
             await cancel_calls(edit, row.id)
         await edit.connection.execute(

@@ -1,5 +1,7 @@
 """Rows of turns, inside an edit: what those who move turns share (§6)."""
 
+from collections.abc import Callable, Sequence
+
 import msgspec
 from sqlalchemy import func, select, update
 
@@ -8,7 +10,7 @@ from contextd.core.machine import State
 from contextd.core.message import FILE_REFERENCE, MessageStatus, Problem, Role, Usage
 from contextd.core.tool_call import ToolCallStatus
 from contextd.core.turn import TurnStatus
-from contextd.store.edit import ContextEdit
+from contextd.store.edit import ContextEdit, MessageDraft
 from contextd.store.tables import AnyRow, messages, tool_calls, turns
 
 RUNNING = TurnStatus.RUNNING.value
@@ -65,12 +67,37 @@ async def add_usage(edit: ContextEdit, row: AnyRow, usage: Usage | None) -> None
 
 async def cancel_calls(edit: ContextEdit, turn_id: str) -> None:
     """Of a turn that ends before its calls did."""
-    await edit.connection.execute(
+    cancelled = ToolCallStatus.CANCELLED.value
+    ended = await edit.connection.execute(
         update(tool_calls)
         .where(tool_calls.c.context_key == edit.key, tool_calls.c.turn_id == turn_id)
         .where(tool_calls.c.status.in_(UNDECIDED))
-        .values(status=ToolCallStatus.CANCELLED.value, error="cancelled", ended_at=edit.now)
+        .values(status=cancelled, error="cancelled", ended_at=edit.now)
     )
+    edit.call_outcomes += [cancelled] * ended.rowcount
+
+
+async def add_references(
+    edit: ContextEdit,
+    files: Sequence[tuple[str, str]],
+    *,
+    new_id: Callable[[], str],
+    message_id: str,
+    turn_id: str | None,
+    branch: str,
+) -> None:
+    """Stores what the files of a message hold, as part of the current change (§3.1)."""
+    for path, text in files:
+        draft = MessageDraft(
+            id=new_id(),
+            role=Role.TOOL,
+            kind=FILE_REFERENCE,
+            status=MessageStatus.COMPLETED,
+            turn_id=turn_id,
+            texts=[text],
+            metadata={"hidden": True, "path": path, "message_id": message_id},
+        )
+        await edit.add_message(draft, branch=branch)
 
 
 async def referred_paths(edit: ContextEdit, row: AnyRow) -> list[str]:

@@ -76,6 +76,8 @@ class ContextEdit:
         self.notices: list[Notice] = []
         self.started_turns: list[StartedTurn] = []
         self.stopped_turn_ids: list[str] = []
+        self.turn_outcomes: list[str] = []  # how turns and calls ended, to be counted
+        self.call_outcomes: list[str] = []
         self._columns: dict[str, Any] = {}
         self._state_since: int = row.state_since
         self._message_count: int = row.message_count

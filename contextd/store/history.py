@@ -6,23 +6,27 @@ import msgspec
 from sqlalchemy import Select, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from contextd.core.message import FILE_REFERENCE, THINKING
+from contextd.core.message import FILE_REFERENCE, THINKING, Role
+from contextd.core.values import JsonObject
 from contextd.store.reader import Reader, find_context, select_messages
 from contextd.store.tables import AnyRow, heads, messages, tool_calls, turns
 from contextd.store.text import read_whole
 from contextd.store.tree import on_branch
 
+MERGED_FROM = "merged_from"  # the member of a copy's metadata
+
 
 class Told(msgspec.Struct, frozen=True):
     """A stored message with its text, the call that it asks for, and the turn that it belongs to.
 
-    `turn` is the first of those that tried again; null for what belongs to none.
+    `turn` is the first of those that tried again. A message without one, and the files that it refers
+    to, are a turn of their own, by its id.
     """
 
     row: AnyRow
     text: str
     call: AnyRow | None
-    turn: str | None
+    turn: str
 
 
 class History:
@@ -38,6 +42,7 @@ class History:
 
         Leaves out thinking, what has no text, and the answers of turns that were tried again. All of
         the turn itself, and of what came before it the newest, whole, as many as fit in both bounds.
+        The files that a message refers to come before it, also where the branch forked off in between.
         The second part has the texts of the calls' results, by the keys of their messages.
         """
         async with self._reader.snapshot() as connection:
@@ -69,7 +74,11 @@ class History:
                 )
             ).all()
             left = bytes_max - sum(row.bytes for row in mine)
-            chosen = sorted([*mine, *_newest_that_fit(before, left)], key=lambda row: row.depth)
+            chosen = await _with_files(
+                connection,
+                context.key,
+                sorted([*mine, *_newest_that_fit(before, left)], key=lambda row: row.depth),
+            )
             calls = await _calls_of(connection, [row.key for row in chosen])
             result_keys = [c.result_message_key for c in calls.values() if c.result_message_key]
             texts = await read_whole(connection, [*(row.key for row in chosen), *result_keys])
@@ -79,7 +88,7 @@ class History:
                     row,
                     texts.get(row.key, ""),
                     calls.get(row.key),
-                    roots.get(row.turn_id, row.turn_id),
+                    roots.get(row.turn_id, row.turn_id) or _referring(row) or origin(row),
                 )
                 for row in chosen
             ],
@@ -133,6 +142,48 @@ async def _calls_of(connection: AsyncConnection, message_keys: Sequence[int]) ->
         select(tool_calls).where(tool_calls.c.message_key.in_(message_keys))
     )
     return {row.message_key: row for row in rows}
+
+
+async def _with_files(
+    connection: AsyncConnection, context_key: int, rows: Sequence[AnyRow]
+) -> list[AnyRow]:
+    """The rows, each after the files that it refers to. A file without who refers to it is left out."""
+    said = [row for row in rows if _referring(row) is None]
+    files: dict[str, dict[str, AnyRow]] = {
+        origin(row): {} for row in said if row.kind == FILE_REFERENCE
+    }
+    if not files:
+        return said
+    found = await connection.execute(
+        select_messages(context_key)
+        .where(messages.c.kind == FILE_REFERENCE, messages.c.role == Role.TOOL.value)
+        .where(~messages.c.superseded)
+        .order_by(messages.c.key)
+    )
+    for row in found:
+        files.get(_referring(row) or "", {}).setdefault(origin(row), row)  # or a copy of it
+    return [one for row in said for one in (*files.get(origin(row), {}).values(), row)]
+
+
+def _referring(row: AnyRow) -> str | None:
+    """The message that a file was attached to; null for what is none."""
+    if row.kind != FILE_REFERENCE or row.role != Role.TOOL or not row.metadata.get("hidden"):
+        return None
+    message_id = row.metadata.get("message_id")
+    return message_id if isinstance(message_id, str) else None
+
+
+def origin(row: AnyRow) -> str:
+    """The id of the message that this is, or is a copy of."""
+    told = merged_from(row)
+    return str(told["message_id"] if told else row.id)
+
+
+def merged_from(row: AnyRow) -> JsonObject | None:
+    """What a copy says of itself. A producer may write any metadata, so it is looked at closely."""
+    told = row.metadata.get(MERGED_FROM)
+    whole = isinstance(told, dict) and isinstance(told.get("message_id"), str)
+    return told if whole else None
 
 
 def _newest_that_fit(rows: Sequence[AnyRow], bytes_max: int) -> list[AnyRow]:

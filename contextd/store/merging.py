@@ -16,14 +16,11 @@ from contextd.core.branch import LeftOut, LeftOutReason
 from contextd.core.errors import PayloadTooLarge, TooManyChunks, TooManyMessages
 from contextd.core.message import MessageStatus, Role
 from contextd.core.tool_call import TOOL_CALL, TOOL_RESULT
-from contextd.core.values import JsonObject
 from contextd.store.edit import ContextEdit, stats_at_once
-from contextd.store.history import retried_turns
+from contextd.store.history import MERGED_FROM, merged_from, origin, retried_turns
 from contextd.store.notices import ClosedMessage
 from contextd.store.tables import AnyRow, Key, chunks, heads, messages
 from contextd.store.tree import on_branch
-
-MERGED_FROM = "merged_from"  # the member of a copy's metadata
 
 # Of one merge, since it is one transaction, and no other write goes on meanwhile.
 CONSIDERED_MAX = 10_000
@@ -55,7 +52,7 @@ async def choose(
     chosen, left_out = [], []
     for row in found:
         reason = _reason(row, present)
-        present.add(_origin(row))  # so that of two copies of one message only the first goes
+        present.add(origin(row))  # so that of two copies of one message only the first goes
         if reason is None:
             chosen.append(row)
         else:
@@ -141,8 +138,8 @@ async def _present(edit: ContextEdit, on_target: Any, found: Sequence[AnyRow]) -
         .where(messages.c.context_key == edit.key, on_target)
         .where(metadata.contains(f'"{MERGED_FROM}"', autoescape=True))
     )
-    present = {_origin(row) for row in copies}
-    origins = {_origin(row) for row in found} - {row.id for row in found}
+    present = {origin(row) for row in copies}
+    origins = {origin(row) for row in found} - {row.id for row in found}
     own = await edit.connection.scalars(
         select(messages.c.id)
         .where(messages.c.context_key == edit.key, on_target)
@@ -164,7 +161,7 @@ async def _queued(connection: AsyncConnection, context_key: int, branch: str) ->
 
 def _reason(row: AnyRow, present: set[str]) -> LeftOutReason | None:
     """Why a message of the source does not go over; null: it does."""
-    if row.shared or _origin(row) in present:
+    if row.shared or origin(row) in present:
         return "already_there"
     if row.status == MessageStatus.STREAMING:
         return "open"
@@ -175,19 +172,6 @@ def _reason(row: AnyRow, present: set[str]) -> LeftOutReason | None:
     if row.retried and row.role == Role.ASSISTANT:
         return "retried"
     return None
-
-
-def _origin(row: AnyRow) -> str:
-    """The id of the message that this is, or is a copy of."""
-    told = _told(row)
-    return str(told["message_id"] if told else row.id)
-
-
-def _told(row: AnyRow) -> JsonObject | None:
-    """What a copy says of itself. A producer may write any metadata, so it is looked at closely."""
-    told = row.metadata.get(MERGED_FROM)
-    whole = isinstance(told, dict) and isinstance(told.get("message_id"), str)
-    return told if whole else None
 
 
 def _check_bounds(chosen: Sequence[AnyRow]) -> None:
@@ -201,7 +185,7 @@ def _check_bounds(chosen: Sequence[AnyRow]) -> None:
 
 def _copy(edit: ContextEdit, row: AnyRow, source: str) -> dict[str, Any]:
     """The columns of a copy but its place. It is of no turn, and costs no tokens."""
-    told = _told(row) or {"message_id": row.id, "branch": source}
+    told = merged_from(row) or {"message_id": row.id, "branch": source}
     return {
         "context_key": edit.key,
         "superseded": False,

@@ -7,6 +7,7 @@ left are bounded. Only an async tool that blocks can hold up the loop: nothing i
 """
 
 import asyncio
+import contextvars
 import traceback
 from typing import Any
 
@@ -16,7 +17,7 @@ import structlog
 from contextd.core.values import JsonObject
 from contextd.tools import Outcome, Tool, ToolError
 from contextd.tools.text import clip, one_line
-from contextd.tools.threads import ThreadsExhaustedError
+from contextd.tools.threads import SHARE_MAX, ThreadsExhaustedError, sharer
 
 log = structlog.get_logger(__name__)
 
@@ -27,28 +28,36 @@ LOGGED_FRAMES_MAX = 20
 
 NOTHING = "The tool finished and gave no output."
 
-_abandoned: set[asyncio.Task[object]] = set()
+_abandoned: dict[asyncio.Task[object], str] = {}  # with whose share each is
 
 
 async def execute(
-    tool: Tool, arguments: JsonObject, *, timeout_s: float, result_bytes_max: int
+    tool: Tool,
+    arguments: JsonObject,
+    *,
+    timeout_s: float,
+    result_bytes_max: int,
+    share: str = "",
 ) -> Outcome:
     """Runs `tool` once. Whatever it does there is an outcome, with content that can be stored.
 
+    The threads that it takes, and what it leaves hanging, are of `share`: the context it works for.
     The content is never empty and has at most `result_bytes_max` bytes of UTF-8. `error` is
     `tool_error` (its own words are the content), `tool_exception`, `invalid_result` (it ran, but its
     answer has no JSON), `overloaded` (it was not run) or `timed_out`. Cancelled, it stops the tool and
     is through in 250 ms.
     """
-    if len(_abandoned) >= ABANDONED_MAX:
+    if len(_abandoned) >= ABANDONED_MAX or [*_abandoned.values()].count(share) >= SHARE_MAX:
         words = "The tool was not run: too many earlier calls hang. Try again later."
         return _failed("overloaded", words, result_bytes_max)
-    task = asyncio.create_task(_caught(tool, arguments), name=f"tool-{tool.name}")
+    context = contextvars.copy_context()
+    context.run(sharer.set, share)
+    task = asyncio.create_task(_caught(tool, arguments), name=f"tool-{tool.name}", context=context)
     try:
         await asyncio.wait([task], timeout=timeout_s)
         finished = task.done()
     finally:
-        await _stop(task)
+        await _stop(task, share)
     if not finished:
         words = (
             f"The tool did not finish within {timeout_s:g} s. What it did until then is not known."
@@ -71,11 +80,11 @@ async def _caught(tool: Tool, arguments: JsonObject) -> object:
         return _Raised(error)
 
 
-async def _stop(task: asyncio.Task[object]) -> None:
+async def _stop(task: asyncio.Task[object], share: str) -> None:
     if task.done():
         return
-    _abandoned.add(task)  # before the wait, as that may be cancelled too
-    task.add_done_callback(_abandoned.discard)
+    _abandoned[task] = share  # before the wait, as that may be cancelled too
+    task.add_done_callback(_abandoned.pop)
     task.cancel()
     await asyncio.wait([task], timeout=CANCEL_GRACE_S)
 

@@ -22,7 +22,7 @@ import msgspec
 from contextd.core.values import WHOLE_ID_PATTERN, JsonObject
 from contextd.tools import Tool, ToolError
 from contextd.tools.text import one_line
-from contextd.tools.threads import in_thread
+from contextd.tools.threads import in_tool_thread
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -195,7 +195,7 @@ def _runner(
         converted = _convert(given, arguments)
         if is_async:
             return await function(**converted)
-        result = await in_thread(lambda: function(**converted))
+        result = await in_tool_thread(lambda: function(**converted))
         return await result if inspect.isawaitable(result) else result
 
     return run

@@ -1,7 +1,6 @@
 """Checking the calls of a reply, and running those that may run (§8)."""
 
 import asyncio
-from collections import Counter
 from collections.abc import Sequence
 
 import structlog
@@ -19,9 +18,11 @@ from contextd.turns.reply import AskedCall, stored
 
 log = structlog.get_logger(__name__)
 
+CALLS_AT_ONCE_MAX = 16  # half of a context's share of threads, so that one round may hang
+
 
 class Executing:
-    """Checks and runs tool calls for the loop. `outcomes` counts how they ended."""
+    """Checks and runs tool calls for the loop."""
 
     def __init__(
         self, calls: CallSteps, toolset: Toolset, checker: ArgumentChecker, settings: Settings
@@ -30,18 +31,25 @@ class Executing:
         self._toolset = toolset
         self._checker = checker
         self._settings = settings
-        self.outcomes: Counter[str] = Counter()
 
     async def check(self, context: AnyRow, asked: Sequence[AskedCall]) -> list[CheckedCall]:
         """The calls of a reply, with what is wrong with them said for the model to read."""
         return [await self._check(context, call) for call in asked]
 
     async def run(self, turn: StartedTurn) -> None:
-        """Runs, at once, the calls that are approved, and stores each result as it comes."""
-        context, calls = await stored(lambda: self._calls.start(turn))
-        async with asyncio.TaskGroup() as group:
-            for call in calls:
-                group.create_task(self._run(turn, context, call), name=f"call-{call.id}")
+        """Runs the calls that are approved, and stores each result as it comes.
+
+        All at once, or where there are very many, so many at a time.
+        """
+        more = True
+        while more:
+            context, calls = await stored(
+                lambda: self._calls.start(turn, calls_max=CALLS_AT_ONCE_MAX)
+            )
+            more = len(calls) == CALLS_AT_ONCE_MAX
+            async with asyncio.TaskGroup() as group:
+                for call in calls:
+                    group.create_task(self._run(turn, context, call), name=f"call-{call.id}")
 
     async def _check(self, context: AnyRow, call: AskedCall) -> CheckedCall:
         arguments, error, words = None, None, ""
@@ -80,10 +88,10 @@ class Executing:
                 call.arguments,
                 timeout_s=self._settings.tool_timeout_s,
                 result_bytes_max=self._settings.tool_result_bytes_max,
+                share=turn.context_id,
             )
             outcome = CallOutcome(
                 status=ToolCallStatus(ended.status), content=ended.content, error=ended.error
             )
-        self.outcomes[outcome.status.value] += 1
         log.info("a tool ended", tool_call_id=call.id, tool=call.name, status=outcome.status.value)
         await stored(lambda: self._calls.end(turn, call.key, outcome))

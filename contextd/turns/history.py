@@ -24,17 +24,13 @@ def build_history(said: Sequence[Told], results: Mapping[int, str]) -> list[Hist
     for one in said:
         if one.row.kind == TOOL_RESULT and "tool_call_id" in one.row.metadata:
             continue  # follows its call
-        if one.row.kind == FILE_REFERENCE and one.row.role == Role.TOOL:
-            # Before the message that refers to it, which stays the last that a user said.
-            history.insert(
-                max(0, len(history) - 1), HistoryMessage(role=Role.USER, content=one.text)
-            )
-            continue
         if reply and (one.row.role != Role.ASSISTANT or _begins_anew(reply, one)):
             history += _reply(reply, results)
             reply = []
         if one.row.role == Role.ASSISTANT:
             reply.append(one)
+        elif one.row.kind == FILE_REFERENCE:  # the text of a file is told by who refers to it
+            history.append(HistoryMessage(role=Role.USER, content=one.text))
         else:
             history.append(HistoryMessage(role=Role(one.row.role), content=one.text))
     return [*history, *_reply(reply, results)] if reply else history

@@ -12,7 +12,6 @@ comes first: the ledger says so (same process), the next write is refused, or it
 
 import asyncio
 import random
-from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
@@ -48,7 +47,7 @@ from contextd.settings import Settings
 from contextd.store.history import History
 from contextd.store.notices import StartedTurn
 from contextd.store.writer import Unconfirmed
-from contextd.turns.budget import fit
+from contextd.turns.budget import Budget
 from contextd.turns.executing import Executing
 from contextd.turns.history import build_history
 from contextd.turns.reply import PROVIDER_CLOSE_S, STORE_RETRY_S, Reply, stored
@@ -95,9 +94,9 @@ class Turns(TurnListener):
         self._providers = providers
         self._settings = settings
         self._jitter = jitter
+        self._budget = Budget(settings.context_tokens_max)
         self._tasks: dict[str, tuple[StartedTurn, asyncio.Task[None]]] = {}
         self._closing = False
-        self.outcomes: Counter[str] = Counter()
         self.retries = 0
         self.first_chunk = Histogram(
             "contextd_first_chunk_seconds",
@@ -112,11 +111,6 @@ class Turns(TurnListener):
         """Turns that this process works on."""
         return len(self._tasks)
 
-    @property
-    def tool_outcomes(self) -> Counter[str]:
-        """Tool calls that ended here, by their status."""
-        return self._executing.outcomes
-
     def turn_started(self, turn: StartedTurn) -> None:
         """Starts the turn's task."""
         if self._closing:
@@ -128,8 +122,8 @@ class Turns(TurnListener):
     def turn_stopped(self, turn_id: str) -> None:
         """Stops the turn's task where it is."""
         _, task = self._tasks.get(turn_id, (None, None))
-        if task is not None and task.cancel():
-            self.outcomes["cancelled"] += 1
+        if task is not None:
+            task.cancel()
 
     async def recover(self) -> None:
         """Goes on with what a process that is gone has left."""
@@ -238,21 +232,15 @@ class Turns(TurnListener):
             case State.AWAITING_LLM_RESPONSE:
                 return await self._respond(turn, view)
             case State.PROCESSING_LLM_RESPONSE:
-                return self._moved(view, await stored(lambda: self._calls.dispatch(turn)))
+                return _moved(view, await stored(lambda: self._calls.dispatch(turn)))
             case State.EXECUTING_TOOLS:
                 await self._executing.run(turn)
-                return self._moved(view, await stored(lambda: self._calls.collect(turn)))
+                return _moved(view, await stored(lambda: self._calls.collect(turn)))
             case State.PROCESSING_TOOL_RESULTS:
                 asked = await stored(lambda: self._calls.proceed(turn))
-                return asked or self._moved(view, State.IDLE)
+                return asked or _moved(view, State.IDLE)
             case _:
                 raise RuntimeError(f"no turn of this process stands in {view.state}")
-
-    def _moved(self, view: TurnView, state: State) -> TurnView | None:
-        """The turn after a step; None where it has ended, or waits for somebody outside."""
-        if state is State.IDLE:
-            self.outcomes["completed"] += 1
-        return None if state is State.IDLE or state in WAITING_STATES else _at(view, state)
 
     async def _look_again(self, turn: StartedTurn) -> TurnView:
         """A step's answer was lost with the database's connection: it was done, or it was not.
@@ -322,7 +310,6 @@ class Turns(TurnListener):
 
     async def _fail(self, turn: StartedTurn, error: Problem, usage: Usage | None) -> None:
         await stored(lambda: self._steps.fail(turn, error, usage=usage))
-        self.outcomes["failed"] += 1
         log.warning("the turn failed", error_type=error.type)
 
     def _provider(self, view: TurnView) -> Provider:
@@ -342,13 +329,10 @@ class Turns(TurnListener):
         )
         model = view.context.model or self._settings.model
         system_prompt = view.context.system_prompt or self._settings.system_prompt
+        offers = self._toolset.offers(view.context)
         if self._settings.context_tokens_max:
             told, left_out = await asyncio.to_thread(
-                fit,
-                told,
-                budget_tokens=self._settings.context_tokens_max,
-                model=model,
-                system_prompt=system_prompt,
+                self._budget.fit, told, model=model, system_prompt=system_prompt, offers=offers
             )
             if left_out is not None:
                 await self._steps.note_left_out(turn, left_out)
@@ -359,7 +343,7 @@ class Turns(TurnListener):
             system_prompt=system_prompt,
             model=model,
             history=build_history(told, results),
-            tools=self._toolset.offers(view.context),
+            tools=offers,
         )
 
 
@@ -369,3 +353,8 @@ def _problem(error: ProviderError) -> Problem:
 
 def _at(view: TurnView, state: State) -> TurnView:
     return msgspec.structs.replace(view, state=state)
+
+
+def _moved(view: TurnView, state: State) -> TurnView | None:
+    """The turn after a step; None where it has ended, or waits for somebody outside."""
+    return None if state is State.IDLE or state in WAITING_STATES else _at(view, state)

@@ -10,10 +10,9 @@ import pytest
 from tooling import Chat, Place, ToolApi, ask, call, external, serving_tools
 from wire import Json, ok, script
 
-BUDGET_TOKENS = 300
+BUDGET_TOKENS = 400
 LONG = "word " * 120  # some 120 tokens, however they are counted
 HUGE = "word " * 1000
-LEFT_OUT_FIELDS = {"turns", "messages"}
 
 
 class Counting(Chat):
@@ -62,10 +61,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def tight(make_server: Any, folder: Path, model: Chat) -> Iterator[ToolApi]:
     """A server with a small budget and little time for a tool."""
-    settings = {"openai_base_url": model.url, "openai_api_key": "none", "model": "fake"}
-    with serving_tools(
-        make_server, folder, context_tokens_max=BUDGET_TOKENS, tool_timeout_s=0.2, **settings
-    ) as client:
+    settings = {"context_tokens_max": BUDGET_TOKENS, "tool_timeout_s": 0.2, **model.settings}
+    with serving_tools(make_server, folder, **settings) as client:
         yield client
 
 
@@ -83,6 +80,12 @@ def sent(request: Json) -> str:
 def echo(text: str) -> tuple[str, str]:
     """A call as the model writes it."""
     return "echo", json.dumps({"text": text})
+
+
+def left_out(turn: Json) -> tuple[int, int]:
+    """How many turns and messages the model was not shown."""
+    told = turn.get("left_out", {"turns": 0, "messages": 0})
+    return told["turns"], told["messages"]
 
 
 def check_well_formed(messages: list[Json]) -> None:
@@ -121,7 +124,10 @@ def test_older_turns_are_left_out_whole(tight: ToolApi, asking: str, chat: Count
         assert shown == list(range(shown[0], n + 1))
         assert [k for k in range(n) if f"answer {k} " in text] == shown[:-1]
         gone = n + 1 - len(shown)
-        assert turn.get("left_out") == ({"turns": gone, "messages": 2 * gone} if gone else None)
+        assert left_out(turn) == (gone, 2 * gone)
+        assert ("left_out" in turn) == (gone > 0)
+        if gone:  # an answer each of some 120 tokens
+            assert 100 * gone < turn["left_out"]["tokens"] < 200 * gone
     assert 1 <= gone < 4
     listed = ok(tight.http.get(f"/contexts/{asking}/turns"))["items"]
     assert listed[-1]["left_out"] == turn["left_out"]
@@ -134,8 +140,20 @@ def test_the_newest_is_kept(tight: ToolApi, asking: str, chat: Counting) -> None
     tight.run(asking, "a small question")
     _, turn = tight.run(asking, HUGE)
     assert turn["status"] == "completed"
-    assert turn["left_out"] == {"turns": 1, "messages": 2}
+    assert left_out(turn) == (1, 2)
     assert [message["content"] for message in chat.requests[1]["messages"]] == [HUGE]
+
+
+def test_the_tools_take_room(tight: ToolApi, chat: Counting) -> None:
+    """What the model is offered is sent with each request, so it counts."""
+    shown = []
+    for tools in ([], [external("ask", description="word " * 300)]):
+        context_id = tight.create(provider="openai", tools=tools)
+        chat.replies += [f"one {LONG}", "two"]
+        tight.run(context_id, "question 0")
+        _, turn = tight.run(context_id, "question 1")
+        shown.append(left_out(turn))
+    assert shown == [(0, 0), (1, 2)]
 
 
 def test_the_system_prompt_is_kept(tight: ToolApi, chat: Counting) -> None:
@@ -144,7 +162,7 @@ def test_the_system_prompt_is_kept(tight: ToolApi, chat: Counting) -> None:
     chat.replies += ["fine", "also fine"]
     tight.run(context_id, "a small question")
     _, turn = tight.run(context_id, "another")
-    assert turn["left_out"] == {"turns": 1, "messages": 2}
+    assert left_out(turn) == (1, 2)
     roles = [message["role"] for message in chat.requests[1]["messages"]]
     assert roles == ["system", "user"]
     assert chat.requests[1]["messages"][0]["content"].startswith("Be brief.")
@@ -196,7 +214,7 @@ def test_a_turn_that_grows_beyond_the_budget(tight: ToolApi, asking: str, chat: 
     assert "small word" in third
     assert "large word" in third
     check_well_formed(chat.requests[3]["messages"])
-    assert turn["left_out"] == {"turns": 1, "messages": 2}
+    assert left_out(turn) == (1, 2)
 
 
 def test_a_retried_turn_keeps_its_question(tight: ToolApi, chat: Counting) -> None:
