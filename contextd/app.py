@@ -277,6 +277,7 @@ def make_service(
             toolset=toolset,
             checker=checker,
             results=results,
+            arguments_bytes_max=settings.tool_arguments_bytes_max,
             result_bytes_max=settings.tool_result_bytes_max,
         ),
         call_steps=CallSteps(ledger, steps, toolset=toolset, results=results),

@@ -78,3 +78,4 @@ class ToolResultRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
 TOOL_CALL = "tool_call"  # kinds of messages
 TOOL_RESULT = "tool_result"
+OUTCOME_UNKNOWN = "outcome_unknown"  # the error of a call that a crash interrupted

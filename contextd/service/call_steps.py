@@ -12,7 +12,7 @@ from sqlalchemy import insert, select
 from contextd.core.context import ApprovalPolicy
 from contextd.core.machine import State, Trigger
 from contextd.core.message import MessageStatus, Role, Usage
-from contextd.core.tool_call import ToolCallStatus
+from contextd.core.tool_call import OUTCOME_UNKNOWN, ToolCallStatus
 from contextd.core.values import JsonObject
 from contextd.service.call_rows import (
     CallOutcome,
@@ -33,8 +33,8 @@ from contextd.store.notices import StartedTurn
 from contextd.store.tables import AnyRow, messages, tool_calls
 
 TOOL_LIMIT = "tool_limit"
-OUTCOME_UNKNOWN = (
-    "outcome_unknown: the server stopped while this tool ran. It may have had its effect or not."
+INTERRUPTED = (
+    f"{OUTCOME_UNKNOWN}: the server stopped while this tool ran. It may have had its effect or not."
 )
 _S = ToolCallStatus
 
@@ -142,7 +142,7 @@ class CallSteps:
         return (await self._ledger.edit(turn.context_id, work))[1]
 
     async def end(self, turn: StartedTurn, key: int, outcome: CallOutcome) -> None:
-        """Stores the result of a call that ran."""
+        """Stores the result of a call that ran; a second time it changes nothing."""
 
         async def work(edit: ContextEdit) -> None:
             row = await self._steps.own(edit, turn)
@@ -233,9 +233,7 @@ class CallSteps:
         facts = self._toolset.facts(edit.row, call.name)
         refused = None
         if call.status == _S.RUNNING and (facts is None or not facts.idempotent):
-            refused = CallOutcome(
-                status=_S.FAILED, content=OUTCOME_UNKNOWN, error="outcome_unknown"
-            )
+            refused = CallOutcome(status=_S.FAILED, content=INTERRUPTED, error=OUTCOME_UNKNOWN)
         elif facts is None or facts.external != call.external:
             refused = _unknown(call.name)
         elif edit.row.mode == "plan" and not facts.read_only:

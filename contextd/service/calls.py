@@ -24,6 +24,7 @@ from contextd.service.call_rows import (
     find_call,
     update_call,
 )
+from contextd.service.contexts import check_size
 from contextd.service.ledger import Ledger
 from contextd.service.steps import Steps
 from contextd.service.toolset import Toolset
@@ -53,6 +54,7 @@ class Calls:
         toolset: Toolset,
         checker: ArgumentChecker,
         results: Results,
+        arguments_bytes_max: int,
         result_bytes_max: int,
     ) -> None:
         self._ledger = ledger
@@ -61,6 +63,7 @@ class Calls:
         self._toolset = toolset
         self._checker = checker
         self._results = results
+        self._arguments_bytes_max = arguments_bytes_max
         self._result_bytes_max = result_bytes_max
 
     async def list(
@@ -80,8 +83,8 @@ class Calls:
     async def decide(self, context_id: str, decisions: Sequence[ToolDecision]) -> State:
         """Decides calls, all or none; with the last one the turn goes on, here.
 
-        The same again is harmless. Raises `ToolCallNotFound`, `ToolCallDecided`, and `InvalidRequest`
-        for arguments that the tool does not take.
+        The same again is harmless. Raises `ToolCallNotFound`, `ToolCallDecided`, and for arguments that
+        the tool does not take `InvalidRequest` or `PayloadTooLarge`.
         """
         await self._check_edited(context_id, decisions)
 
@@ -149,6 +152,7 @@ class Calls:
             context_id, [decision.tool_call_id for _, decision in edited]
         )
         for number, decision in edited:
+            check_size(decision.arguments, self._arguments_bytes_max, "the arguments of a call")
             call = calls.get(decision.tool_call_id)
             schema = self._toolset.schema(context, call.name) if call is not None else None
             if schema is None or decision.arguments is None:

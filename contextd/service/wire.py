@@ -10,7 +10,7 @@ from contextd.core.context import ApprovalPolicy, Context, OpenMessage
 from contextd.core.errors import InvalidRequest
 from contextd.core.machine import REST_STATES
 from contextd.core.message import Message, MessageStats, MessageStatus, Problem, Role, Usage
-from contextd.core.tool_call import ToolCall, ToolCallStatus
+from contextd.core.tool_call import OUTCOME_UNKNOWN, ToolCall, ToolCallStatus
 from contextd.core.turn import JournalEntry, LeftOut, Turn, TurnStatus
 from contextd.core.values import timestamp
 from contextd.store.reader import ContextSnapshot
@@ -119,7 +119,8 @@ def turn_wire(row: AnyRow, context_id: str, message_ids: Sequence[str]) -> Turn:
 
 def tool_call_wire(row: AnyRow, context_id: str) -> ToolCall:
     """A ToolCall (§8)."""
-    duration = None if row.ended_at is None else row.ended_at - (row.started_at or row.ended_at)
+    # Of a call that a crash interrupted nobody knows how long it ran.
+    ran = row.started_at is not None and row.ended_at is not None and row.error != OUTCOME_UNKNOWN
     return ToolCall(
         id=row.id,
         context_id=context_id,
@@ -132,7 +133,7 @@ def tool_call_wire(row: AnyRow, context_id: str) -> ToolCall:
         external=row.external,
         result_message_id=row.result_id,
         error=row.error,
-        duration_ms=duration if row.started_at is not None else None,
+        duration_ms=row.ended_at - row.started_at if ran else None,
         created_at=timestamp(row.created_at),
         decided_at=_moment(row.decided_at),
     )

@@ -47,9 +47,12 @@ class Executing:
                 lambda: self._calls.start(turn, calls_max=CALLS_AT_ONCE_MAX)
             )
             more = len(calls) == CALLS_AT_ONCE_MAX
-            async with asyncio.TaskGroup() as group:
-                for call in calls:
-                    group.create_task(self._run(turn, context, call), name=f"call-{call.id}")
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for call in calls:
+                        group.create_task(self._run(turn, context, call), name=f"call-{call.id}")
+            except BaseExceptionGroup as errors:
+                raise errors.exceptions[0] from None  # the first; it has stopped the others
 
     async def _check(self, context: AnyRow, call: AskedCall) -> CheckedCall:
         arguments, error, words = None, None, ""
@@ -94,4 +97,4 @@ class Executing:
                 status=ToolCallStatus(ended.status), content=ended.content, error=ended.error
             )
         log.info("a tool ended", tool_call_id=call.id, tool=call.name, status=outcome.status.value)
-        await stored(lambda: self._calls.end(turn, call.key, outcome))
+        await stored(lambda: self._calls.end(turn, call.key, outcome), repeatable=True)

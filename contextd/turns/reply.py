@@ -200,15 +200,18 @@ async def _pump(
     await inbox.put(_Ended(error))
 
 
-async def stored(write: Callable[[], Awaitable[T]]) -> T:
+async def stored(write: Callable[[], Awaitable[T]], *, repeatable: bool = False) -> T:
     """Writes, and again for as long as the database does not take it: the turn's time bounds it.
 
-    Raises `Unconfirmed` where nobody knows whether it was taken.
+    Raises `Unconfirmed` where nobody knows whether it was taken, unless it is `repeatable`: then it
+    does the same a second time as once.
     """
     while True:
         try:
             return await write()
         except Unconfirmed:
-            raise
+            if not repeatable:
+                raise
+            await asyncio.sleep(STORE_RETRY_S)
         except Overloaded:
             await asyncio.sleep(STORE_RETRY_S)
