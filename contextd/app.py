@@ -22,7 +22,8 @@ from contextd.http.application import make_application
 from contextd.http.gate import LOOPBACK_NAMES
 from contextd.log import configure_logging
 from contextd.provider import Provider
-from contextd.provider.openai import OpenAIProvider
+from contextd.provider.late import LateProvider
+from contextd.provider.openai_server import checked_key, checked_url
 from contextd.provider.scripted import ScriptedProvider
 from contextd.service import (
     Branches,
@@ -102,16 +103,26 @@ def new_id() -> str:
 
 
 def make_providers(settings: Settings) -> dict[str, Provider]:
-    """The providers by name."""
+    """The providers by name. Raises `SettingsError`."""
+    checked_key(settings.openai_api_key)
+    if settings.openai_base_url:
+        checked_url(settings.openai_base_url)
+    late = LateProvider("openai", lambda: _openai_provider(settings))
     return {
         "scripted": ScriptedProvider(rate=settings.scripted_rate),
-        "openai": OpenAIProvider(
-            base_url=settings.openai_base_url,
-            api_key=settings.openai_api_key,
-            model=settings.model,
-            timeout_s=settings.token_timeout_s,
-        ),
+        "openai": _openai_provider(settings) if settings.provider == "openai" else late,
     }
+
+
+def _openai_provider(settings: Settings) -> Provider:
+    from contextd.provider.openai import OpenAIProvider  # noqa: PLC0415 - the SDK loads slowly
+
+    return OpenAIProvider(
+        base_url=settings.openai_base_url,
+        api_key=settings.openai_api_key,
+        model=settings.model,
+        timeout_s=settings.token_timeout_s,
+    )
 
 
 @asynccontextmanager
@@ -397,6 +408,7 @@ async def serve(settings: Settings, console: Console) -> None:
             gc.collect()
             gc.freeze()
             gc.set_threshold(*GC_THRESHOLDS)
+            gc.enable()  # it may have been off until everything was loaded
             await _Server(config, contextd, start_up, console).serve(sockets=[listening])
     finally:
         listening.close()

@@ -24,7 +24,7 @@ from contextd.core import branch, context, machine, message, producing, tool_cal
 from contextd.core.message import Pull
 from contextd.core.producing import AppendAnswer, AppendRequest
 from contextd.core.signal import Signal
-from contextd.core.values import SEQUENCE_MAX
+from contextd.core.values import ID_PATTERN, SEQUENCE_MAX
 from contextd.http import documented, health, turns
 from contextd.http.content import WAIT_S_MAX
 from contextd.http.documented import Position, refuses, tagged
@@ -272,6 +272,8 @@ def _tell_the_truth(operation: dict[str, Any]) -> None:
     """Mends what Litestar describes by its own idea: optional parameters, its 400, and the stream."""
     for parameter in operation.get("parameters", ()):
         _tell_the_truth_of_parameter(parameter["schema"])
+        if parameter["in"] == "path" and parameter["name"] != "workflow":  # named by its file
+            parameter["schema"]["pattern"] = ID_PATTERN
     for status, response in list(operation["responses"].items()):
         content = response.get("content", {})
         if "application/json" in content and int(status) >= 400:

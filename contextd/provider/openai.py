@@ -26,7 +26,6 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 from openai import (
@@ -50,7 +49,8 @@ from contextd.provider import (
 )
 from contextd.provider.chat_answer import INCOMPLETE, Answer
 from contextd.provider.chat_request import FunctionNames, functions, messages
-from contextd.settings import SettingsError, environment_name
+from contextd.provider.openai_server import checked_key, checked_url
+from contextd.settings import environment_name
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 MESSAGE_CHARS_MAX = 500
@@ -79,13 +79,13 @@ class OpenAIProvider:
     def __init__(
         self, *, base_url: str | None, api_key: str | None, model: str | None, timeout_s: float
     ) -> None:
-        self._key = _checked_key(api_key)
+        self._key = checked_key(api_key)
         self._model = model
         self._is_default_server = not base_url
         # URL and key are always given: the SDK would take them from an environment that means another
         # server. Its own retries are off: the turn counts attempts and backs off.
         self._client = AsyncOpenAI(
-            base_url=_checked_url(base_url) if base_url else DEFAULT_BASE_URL,
+            base_url=checked_url(base_url) if base_url else DEFAULT_BASE_URL,
             api_key=self._key or _NO_KEY,
             timeout=timeout_s,
             max_retries=0,
@@ -315,23 +315,3 @@ def _require_event_stream(chunks: _ChunkStream) -> None:
 
 def _no_model(why: str) -> FatalError:
     return FatalError("no_model", f"{why}: set {environment_name('model')}.")
-
-
-def _checked_key(key: str | None) -> str | None:
-    """`key` as a header can hold it: an error of the HTTP client's would quote it."""
-    key = (key or "").strip()
-    if not (key.isascii() and key.isprintable()):
-        raise SettingsError(f"{environment_name('openai_api_key')}: holds what no key can hold")
-    return key or None
-
-
-def _checked_url(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        valid = False
-    if not valid:
-        name = environment_name("openai_base_url")
-        raise SettingsError(f"{name}: expected a URL such as http://127.0.0.1:8080/v1")
-    return url

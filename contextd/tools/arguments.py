@@ -105,7 +105,7 @@ class ArgumentChecker:
 
     async def _check(self, schema: JsonObject, arguments: JsonObject | None) -> list[str] | str:
         if problem := _unfit(schema):
-            return f"the tool's JSON Schema {problem}"
+            return f"the values of the tool's JSON Schema {problem}"
         if arguments is not None and (problem := _unfit(arguments)):
             return f"the arguments {problem}"
         schema_line = _line(schema)
