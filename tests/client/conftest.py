@@ -35,9 +35,9 @@ def context(fake: FakeContextd) -> FakeContext:
     return fake.add("c")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A real server."""
+    """A real server, which all tests of this folder share."""
     database = tmp_path_factory.mktemp("client") / "contextd.db"
     with Server(database, settings={"scripted_rate": 0}) as running:
         yield running

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from bodies import CHUNKS
+from filing import FILE_BYTES, HISTORY_BYTES, write_workflows
 from serving import Server
-from tooling import Chat, Place
+from tooling import Chat, Place, ToolApi, serving_tools
 from wire import ENDLESS, Api, script, until
 
 FAST = {"scripted_rate": 0, "backoff_initial_s": 0.01, "backoff_max_s": 0.02}
@@ -95,11 +96,71 @@ def open_message(api: Api, context_id: str) -> Iterator[tuple[str, str]]:
     api.http.delete(f"/contexts/{context_id}")
 
 
-@pytest.fixture(scope="module")
-def chat() -> Iterator[Chat]:
-    """A model behind the Chat Completions API, for tests of tools."""
-    with Chat().serving() as chat:
-        yield chat
+@pytest.fixture(scope="session")
+def model() -> Iterator[Chat]:
+    """A model behind the Chat Completions API, which several servers know."""
+    with Chat().serving() as model:
+        yield model
+
+
+@pytest.fixture
+def chat(model: Chat) -> Chat:
+    """The model, before it is asked anything."""
+    model.requests.clear()
+    model.replies.clear()
+    return model
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workspace of the server with tools."""
+    folder: Path = tmp_path_factory.mktemp("workspace")
+    (folder / "a.txt").write_text("alpha\nbeta\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tooled(make_server: MakeServer, workspace: Path, model: Chat) -> Iterator[ToolApi]:
+    """A server with tools and all the patience there is by default, which also knows the model."""
+    with serving_tools(make_server, workspace, **model.settings) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def files_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workspace of the server to which files and workflows are sent."""
+    return tmp_path_factory.mktemp("files")
+
+
+@pytest.fixture(scope="session")
+def workflows_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its workflows."""
+    folder = tmp_path_factory.mktemp("workflows")
+    write_workflows(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def filing(
+    make_server: MakeServer, files_folder: Path, workflows_folder: Path, model: Chat
+) -> Iterator[Api]:
+    """A server with a workspace, workflows, small limits, and a model to ask."""
+    server = make_server(
+        workspace=files_folder,
+        workflows=workflows_folder,
+        file_bytes_max=FILE_BYTES,
+        history_bytes_max=HISTORY_BYTES,
+        **model.settings,
+    )
+    client = Api(server.url)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def asking(filing: Api) -> str:
+    """A context of that server which asks the model."""
+    return filing.create(provider="openai", tools=[])
 
 
 @pytest.fixture

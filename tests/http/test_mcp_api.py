@@ -19,13 +19,6 @@ STOP_S = 15.0
 
 
 @pytest.fixture(scope="module")
-def chat() -> Iterator[Chat]:
-    """A model behind the Chat Completions API."""
-    with Chat().serving() as chat:
-        yield chat
-
-
-@pytest.fixture(scope="module")
 def listing(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The file of MCP servers: one that works, and one that cannot be started."""
     servers = {
@@ -38,9 +31,8 @@ def listing(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(make_server: Any, listing: Path, chat: Chat) -> Server:
-    settings = {"openai_base_url": chat.url, "openai_api_key": "none", "model": "fake"}
-    started: Server = make_server(mcp_servers=listing, **settings)
+def server(make_server: Any, listing: Path, model: Chat) -> Server:
+    started: Server = make_server(mcp_servers=listing, **model.settings)
     return started
 
 

@@ -21,6 +21,11 @@ CALL_STATUSES = (
     "pending", "approved", "denied", "running", "succeeded", "failed", "timed_out", "cancelled",
 )  # fmt: skip
 BUILT_IN = ["read_file", "list_directory", "write_file"]
+# The way of a turn with one round of calls, by its triggers.
+ECHO_PATH = [
+    "receive_message", "request_llm", "first_chunk", "end_stream", "execute_tools",
+    "collect_results", "request_llm", "first_chunk", "end_stream", "finish",
+]  # fmt: skip
 
 ASK: Json = {
     "name": "ask",
@@ -167,6 +172,11 @@ class Place:
         return call(name, path=self.runs, until=self.gate)
 
 
+def guarded(place: Place, line: str = "ran") -> Json:
+    """A call that waits for a person, and is seen in a file when it runs."""
+    return call("guarded", path=place.runs, line=line)
+
+
 class Chat:
     """A Chat Completions server on loopback that records what it is sent (§6, `openai`).
 
@@ -196,6 +206,11 @@ class Chat:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
+
+    @property
+    def settings(self) -> Json:
+        """Of a contextd that asks this model."""
+        return {"openai_base_url": self.url, "openai_api_key": "none", "model": "fake"}
 
     @contextmanager
     def serving(self) -> Iterator["Chat"]:

@@ -87,11 +87,12 @@ json_values = st.recursive(
     | st.integers()
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text("ab"), inner),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text("ab"), inner, max_size=4),
+    max_leaves=12,
 )
 
 
-@given(st.dictionaries(st.text("ab"), json_values))
+@given(st.dictionaries(st.text("ab"), json_values, max_size=4))
 async def test_any_arguments_come_through(arguments: dict[str, Any]) -> None:
     """What the script asks for is what the pieces say."""
     (made,) = calls(await stream(ask(script(calling("a", **arguments)))))
