@@ -6,6 +6,7 @@ import rich_click as click
 
 from contextd import __version__
 from contextd.cli import terminal
+from contextd.cli.decide import decide
 from contextd.cli.demo import demo
 from contextd.cli.inspect import cancel, ls, show
 from contextd.cli.send import send
@@ -24,7 +25,7 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _command in (serve, send, tail, ls, show, cancel, demo):
+for _command in (serve, send, tail, ls, show, decide, cancel, demo):
     cli.add_command(_command)
 
 

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from contextd.cli import options
+from contextd.cli.calls import described, header, waiting_for_people
 from contextd.cli.terminal import Terminal, Transcript, run, visible
 from contextd.client import Client
 from contextd.core.context import Context
@@ -63,17 +64,21 @@ async def _show(url: str, context_id: str, as_json: bool) -> None:
     async with Client(url) as client:
         context = await client.get_context(context_id)
         messages = [message async for message in client.messages(context_id, content=True)]
+        waiting = await waiting_for_people(client, context_id) if context.pending_tool_calls else []
     if as_json:
-        terminal.line({"context": context, "messages": messages})
+        shown = {"context": context, "messages": messages, "pending_tool_calls": waiting}
+        terminal.line(shown)
         return
     for name, value in _facts(context):
         terminal.dim(f"{name:<16}")
         terminal.write(f"{value}\n")
-    transcript = Transcript(terminal, headers=True)
+    transcript = Transcript(terminal)
     for message in messages:
-        transcript.text(message.id, message.role, message.kind, message.content or "")
+        transcript.text(message.id, message.kind, message.content or "", header=header(message))
         if message.status != "completed":
             transcript.note(message.status)
+    for call in waiting:
+        transcript.note(f"waits for a decision: {described(call)}")
     transcript.end_line()
 
 

@@ -9,6 +9,7 @@ from typing import Protocol
 import rich_click as click
 
 from contextd.cli import options
+from contextd.cli.calls import CALL_KINDS, Waits, title
 from contextd.cli.terminal import INTERRUPTED, Terminal, Transcript, complain, run
 from contextd.client import (
     ApiError,
@@ -22,7 +23,7 @@ from contextd.client import (
     Text,
 )
 from contextd.client.errors import patiently
-from contextd.core.message import MessageStatus, Role, SendAnswer
+from contextd.core.message import Message, MessageStatus, Role, SendAnswer
 from contextd.core.turn import Turn, TurnStatus
 
 CANCEL_WAIT_S = 5.0  # for the turn's last words after Ctrl-C; a second Ctrl-C waits for nothing
@@ -44,7 +45,8 @@ def send(
     """Send TEXT and print the answer as it is written.
 
     TEXT `-` is standard input, as it is. Into a pipe goes the answer's text and nothing else, each
-    message once it is complete. The exit code is 0 if the turn completed, 1 if it failed or was
+    message once it is complete. A call of a tool that waits for somebody is named on standard error;
+    `contextd decide` lets it go on. The exit code is 0 if the turn completed, 1 if it failed or was
     cancelled. Ctrl-C cancels it.
     """
     given = _given(text)
@@ -127,8 +129,11 @@ async def _cancel(client: Client, answer: SendAnswer, watch: "asyncio.Task[Turn]
 class Display(Protocol):
     """What becomes of the events of the turn's own messages."""
 
-    def tell(self, event: Text | Closed | Restarted) -> None:
-        """Called in order, for each event."""
+    def tell(self, event: Text | Closed | Restarted, message: Message) -> None:
+        """Called in order, for each event; `message` is the one that it is of."""
+
+    def end_line(self) -> None:
+        """Called before something is said that is not of the turn."""
 
 
 class _Lines:
@@ -137,28 +142,36 @@ class _Lines:
     def __init__(self, terminal: Terminal) -> None:
         self._terminal = terminal
 
-    def tell(self, event: Text | Closed | Restarted) -> None:
+    def tell(self, event: Text | Closed | Restarted, _message: Message) -> None:
         self._terminal.line(event)
+
+    def end_line(self) -> None:
+        """Each is one."""
 
 
 class _Screen:
     """The answer as it grows; thoughts and tools are dimmed."""
 
     def __init__(self, terminal: Terminal) -> None:
-        self._transcript = Transcript(terminal, headers=False)
+        self._transcript = Transcript(terminal)
 
-    def tell(self, event: Text | Closed | Restarted) -> None:
+    def tell(self, event: Text | Closed | Restarted, message: Message) -> None:
         match event:
             case Text(role=Role.USER):
                 pass
             case Text():
-                self._transcript.text(event.message_id, event.role, event.kind, event.content)
+                header = title(message) if event.kind in CALL_KINDS else ""
+                self._transcript.text(message.id, event.kind, event.content, header=header)
             case Closed():
                 self._transcript.end_line()
                 if event.status == MessageStatus.INTERRUPTED:
                     self._transcript.note("broke off; another attempt is made")
             case Restarted():
                 self._transcript.note("some of it is lost, again from the start")
+
+    def end_line(self) -> None:
+        """Standard error may be the same screen."""
+        self._transcript.end_line()
 
 
 class _Pipe:
@@ -169,7 +182,7 @@ class _Pipe:
         self._texts: dict[str, list[str]] = {}
         self._separator = ""
 
-    def tell(self, event: Text | Closed | Restarted) -> None:
+    def tell(self, event: Text | Closed | Restarted, _message: Message) -> None:
         match event:
             case Text(role=Role.ASSISTANT, kind="text"):
                 self._texts.setdefault(event.message_id, []).append(event.content)
@@ -182,6 +195,9 @@ class _Pipe:
                     self._separator = "" if text.endswith("\n") else "\n"
             case _:
                 pass
+
+    def end_line(self) -> None:
+        """Not a byte that is not the answer's."""
 
 
 def _choose_display(terminal: Terminal, as_json: bool) -> Display:
@@ -197,9 +213,10 @@ class _Watch:
         self._client = client
         self._answer = answer
         self._display = display
-        self._own: dict[str, bool] = {}
+        self._messages: dict[str, Message] = {}
         self._closed: set[str] = set()
         self._turn: Turn | None = None
+        self._waits = Waits(client, answer.context_id, self._say)
 
     async def until_end(self, cursor: str) -> Turn:
         """The turn as it ended, after all its messages' text has been told."""
@@ -215,25 +232,33 @@ class _Watch:
     async def _note(self, event: Event) -> None:
         match event:
             case Text() | Closed() | Restarted():
-                if await self._is_own(event.message_id):
-                    self._display.tell(event)
+                message = await self._get_message(event.message_id)
+                if message.turn_id == self._answer.turn_id:
+                    self._display.tell(event, message)
                 if isinstance(event, Closed):
                     self._closed.add(event.message_id)
             case StateChange(state="deleted"):
                 pass
-            case StateChange() | Current():
+            case StateChange():
+                self._turn = await self._get_turn()
+                await self._waits.note(event.state)
+            case Current():
                 self._turn = await self._get_turn()
             case _:
                 pass
 
-    async def _is_own(self, message_id: str) -> bool:
-        if message_id not in self._own:
+    def _say(self, line: str) -> None:
+        self._display.end_line()
+        complain(line)
+
+    async def _get_message(self, message_id: str) -> Message:
+        """As it was when it was first heard of."""
+        if message_id not in self._messages:
             context_id = self._answer.context_id
-            message = await patiently(
+            self._messages[message_id] = await patiently(
                 lambda: self._client.get_message(context_id, message_id), tries_max=None
             )
-            self._own[message_id] = message.turn_id == self._answer.turn_id
-        return self._own[message_id]
+        return self._messages[message_id]
 
     async def _get_turn(self) -> Turn:
         turn_id = self._answer.turn_id or ""  # only a send that asks for no answer has none

@@ -7,7 +7,8 @@ from typing import assert_never
 import rich_click as click
 
 from contextd.cli import options
-from contextd.cli.terminal import Terminal, Transcript, run
+from contextd.cli.calls import CALL_KINDS, Waits, header
+from contextd.cli.terminal import Terminal, Transcript, complain, run
 from contextd.client import (
     Client,
     Closed,
@@ -18,6 +19,7 @@ from contextd.client import (
     StateChange,
     Text,
 )
+from contextd.client.errors import patiently
 from contextd.core.message import Message
 
 
@@ -36,22 +38,25 @@ def tail(context_id: str, from_start: bool, as_json: bool, url: str) -> int:
 
 async def _tail(url: str, context_id: str, from_start: bool, as_json: bool) -> None:
     terminal = Terminal()
-    transcript = Transcript(terminal, headers=True)
     cursor: str | None = None
     held: dict[str, int] = {}
     async with Client(url) as client:
         await client.get_context(context_id)  # `follow` would wait for a server that is not there
+        display = _Lines(terminal) if as_json else _Transcript(client, context_id, terminal)
+        waits = Waits(client, context_id, display.say)
         if from_start:
             async for page in client.message_pages(context_id, content=True):
                 cursor = cursor or page.stream_cursor
                 for message in page.items:
                     held[message.id] = message.content_sequence or 0
                     for event in _as_events(message):
-                        _tell(event, terminal, transcript, as_json)
+                        await display.tell(event)
         async with aclosing(client.follow(context_id, cursor=cursor, held=held)) as events:
             async for event in events:
-                _tell(event, terminal, transcript, as_json)
-    transcript.end_line()
+                await display.tell(event)
+                if isinstance(event, StateChange):
+                    await waits.note(event.state)
+        display.end()
 
 
 def _as_events(message: Message) -> Iterator[Event]:
@@ -64,23 +69,66 @@ def _as_events(message: Message) -> Iterator[Event]:
         yield Closed(**facts, status=message.status.value, final_sequence=message.final_sequence)
 
 
-def _tell(event: Event, terminal: Terminal, transcript: Transcript, as_json: bool) -> None:
-    if as_json:
-        terminal.line(event)
-        return
-    match event:
-        case Text():
-            transcript.text(event.message_id, event.role, event.kind, event.content)
-        case Closed():
-            if event.status != "completed":
-                transcript.note(f"{event.status}: {event.message_id}")
-        case Restarted():
-            transcript.note(f"some of it is lost, again from the start: {event.message_id}")
-        case StateChange():
-            transcript.note(event.state)
-        case Disconnected():
-            transcript.note(f"connection lost ({event.reason}), trying again")
-        case Current():
-            pass
-        case _:
-            assert_never(event)
+class _Lines:
+    """JSON, an event a line."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        self._terminal = terminal
+        self.say = complain
+
+    async def tell(self, event: Event) -> None:
+        """Called in order, for each event."""
+        self._terminal.line(event)
+
+    def end(self) -> None:
+        """Each line has ended."""
+
+
+class _Transcript:
+    """Texts under their headers, and what else happens between them."""
+
+    def __init__(self, client: Client, context_id: str, terminal: Terminal) -> None:
+        self._client = client
+        self._context_id = context_id
+        self._transcript = Transcript(terminal)
+        self._headers: dict[str, str] = {}
+
+    def say(self, line: str) -> None:
+        """On standard error, which may be the same screen."""
+        self._transcript.end_line()
+        complain(line)
+
+    def end(self) -> None:
+        """Nothing follows."""
+        self._transcript.end_line()
+
+    async def tell(self, event: Event) -> None:
+        """Called in order, for each event."""
+        note = self._transcript.note
+        match event:
+            case Text():
+                header = await self._header(event)
+                self._transcript.text(event.message_id, event.kind, event.content, header=header)
+            case Closed():
+                if event.status != "completed":
+                    note(f"{event.status}: {event.message_id}")
+            case Restarted():
+                note(f"some of it is lost, again from the start: {event.message_id}")
+            case StateChange():
+                note(event.state)
+            case Disconnected():
+                note(f"connection lost ({event.reason}), trying again")
+            case Current():
+                pass
+            case _:
+                assert_never(event)
+
+    async def _header(self, event: Text) -> str:
+        """Only the message itself knows its tool's name."""
+        if event.kind not in CALL_KINDS:
+            return f"{event.role} {event.kind} {event.message_id}"
+        if event.message_id not in self._headers:
+            place = (self._context_id, event.message_id)
+            message = await patiently(lambda: self._client.get_message(*place), tries_max=None)
+            self._headers[event.message_id] = header(message)
+        return self._headers[event.message_id]

@@ -81,22 +81,21 @@ class Terminal:
 class Transcript:
     """Texts of several messages that grow at the same time, one below the other.
 
-    `headers` says whose each is. Where another message goes on, a new line and a header are begun.
+    Where another message goes on, a new line is begun, and a header if there is one to be shown.
     """
 
-    def __init__(self, terminal: Terminal, *, headers: bool) -> None:
+    def __init__(self, terminal: Terminal) -> None:
         self._terminal = terminal
-        self._headers = headers
         self._message_id: str | None = None
         self._inside_line = False
 
-    def text(self, message_id: str, role: str, kind: str, content: str) -> None:
-        """More of a message's text."""
+    def text(self, message_id: str, kind: str, content: str, *, header: str = "") -> None:
+        """More of a message's text; `header` says whose it is."""
         if message_id != self._message_id:
             self.end_line()
             self._message_id = message_id
-            if self._headers:
-                self._terminal.dim(f"── {role} {kind} {message_id}\n")
+            if header:
+                self._terminal.dim(f"── {header}\n")
         write = self._terminal.write if kind == "text" else self._terminal.dim
         write(content)
         self._inside_line = not content.endswith("\n") if content else self._inside_line

@@ -22,7 +22,8 @@ from contextd.client.events import (
 )
 from contextd.client.producing import ProducedMessage, ProduceOptions
 from contextd.client.sync import SyncClient, SyncProducedMessage
-from contextd.core.message import Usage
+from contextd.core.message import FileReferencePayload, TextPayload, Usage, WorkflowPayload
+from contextd.core.tool_call import ToolDecision
 
 __all__ = [
     "DEFAULT_URL",
@@ -34,6 +35,7 @@ __all__ = [
     "Current",
     "Disconnected",
     "Event",
+    "FileReferencePayload",
     "MessageClosedError",
     "ProduceOptions",
     "ProducedMessage",
@@ -43,6 +45,9 @@ __all__ = [
     "SyncProducedMessage",
     "TakenOverError",
     "Text",
+    "TextPayload",
+    "ToolDecision",
     "UnreachableError",
     "Usage",
+    "WorkflowPayload",
 ]

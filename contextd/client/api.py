@@ -1,16 +1,16 @@
-"""Every operation over HTTP (§2 to §7, §9), decoded into the core's types, and the stream (§4)."""
+"""Every operation over HTTP (§2 to §9), decoded into the core's types."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Protocol, Self, TypeVar, Unpack, overload
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Self, TypeVar, Unpack, overload
 
 import httpx
 import msgspec
-from httpx_sse import EventSource, ServerSentEvent, aconnect_sse
 from uuid_utils import uuid7
 
-from contextd.client.errors import ApiError, patiently, pause_s, reason_of
+from contextd.client.attached import attached
+from contextd.client.errors import patiently
 from contextd.client.events import Disconnected, Event
 from contextd.client.follow import Levels
 from contextd.client.producing import (
@@ -25,7 +25,20 @@ from contextd.client.wrapping import whole, wrapped
 from contextd.core import signal
 from contextd.core.branch import Branch, BranchPage, MergeAnswer
 from contextd.core.context import Context, ContextPage
-from contextd.core.message import Message, MessagePage, Pull, RangePull, SendAnswer
+from contextd.core.message import (
+    Message,
+    MessagePage,
+    Payload,
+    Pull,
+    RangePull,
+    SendAnswer,
+)
+from contextd.core.tool_call import (
+    ToolCall,
+    ToolCallPage,
+    ToolDecision,
+    ToolStateAnswer,
+)
 from contextd.core.turn import (
     CancelAnswer,
     JournalEntry,
@@ -34,24 +47,10 @@ from contextd.core.turn import (
     Turn,
     TurnPage,
 )
+from contextd.core.workflow import Workflow, WorkflowPage
 
 DEFAULT_URL = "http://127.0.0.1:8600"
-HEARTBEATS_MISSED = 2.5  # after so many the connection counts as dead
-
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
-
-
-class _Page(Protocol[T_co]):
-    @property
-    def items(self) -> Sequence[T_co]: ...
-    @property
-    def next_cursor(self) -> str | None: ...
-
-
-P = TypeVar("P", bound=_Page[Any])
-
-_SIGNALS: msgspec.json.Decoder[signal.Signal] = msgspec.json.Decoder(signal.Signal)
 
 
 class Client:
@@ -110,14 +109,16 @@ class Client:
 
     def contexts(self, *, state: Sequence[str] = ()) -> AsyncGenerator[Context]:
         """All contexts, newest activity first."""
-        return self._items("/contexts", ContextPage, state=list(state))
+        return self._wire.items("/contexts", ContextPage, state=list(state))
 
-    async def send(self, /, context_id: str, text: str, **options: Any) -> SendAnswer:
+    async def send(self, /, context_id: str, payload: str | Payload, **options: Any) -> SendAnswer:
         """Stores a user's message and starts (or queues) its turn; `options` are those of §3.1.
 
-        The message's id is made here, so that a lost answer is asked for again without harm.
+        `payload` is a text, or a `FileReferencePayload`, `WorkflowPayload` or `TextPayload`. The
+        message's id is made here, so that a lost answer is asked for again without harm.
         """
-        body = {"message_id": str(uuid7()), "payload": {"type": "text", "content": text}, **options}
+        sent = {"type": "text", "content": payload} if isinstance(payload, str) else payload
+        body = {"message_id": str(uuid7()), "payload": sent, **options}
         path = path_of(context_id, "messages")
         return await patiently(lambda: self._wire.ask("POST", path, SendAnswer, body=body))
 
@@ -135,7 +136,7 @@ class Client:
         """
         include = "content" if content else None
         path = path_of(context_id, "messages")
-        async for page in self._pages(path, MessagePage, branch=branch, include=include):
+        async for page in self._wire.pages(path, MessagePage, branch=branch, include=include):
             if content:
                 items = [await self._with_content(message) for message in page.items]
                 yield msgspec.structs.replace(page, items=items)
@@ -173,11 +174,11 @@ class Client:
 
     def turns(self, context_id: str) -> AsyncGenerator[Turn]:
         """All turns, oldest first."""
-        return self._items(path_of(context_id, "turns"), TurnPage)
+        return self._wire.items(path_of(context_id, "turns"), TurnPage)
 
     def transitions(self, context_id: str) -> AsyncGenerator[JournalEntry]:
         """The journal of the state machine, oldest first (§5)."""
-        return self._items(path_of(context_id, "transitions"), JournalPage)
+        return self._wire.items(path_of(context_id, "transitions"), JournalPage)
 
     async def cancel(self, context_id: str, turn_id: str | None = None) -> CancelAnswer:
         """Ends the running turn; with `turn_id` only that one, which may still be queued (§6)."""
@@ -193,9 +194,58 @@ class Client:
         """Tries the failed turn again, as a new one."""
         return await self._wire.ask("POST", path_of(context_id, "retry"), RetryAnswer)
 
+    def tool_calls(
+        self, context_id: str, *, statuses: Sequence[str] = ()
+    ) -> AsyncGenerator[ToolCall]:
+        """All tool calls, oldest first; `statuses` keeps those in one of these (§8)."""
+        path = path_of(context_id, "tool-calls")
+        return self._wire.items(path, ToolCallPage, status=list(statuses))
+
+    async def decide(self, context_id: str, decisions: Sequence[ToolDecision]) -> ToolStateAnswer:
+        """Decides calls that wait, all or none; with the last one the turn goes on (§8).
+
+        The same again is harmless, so a lost answer is asked for again. Raises `ApiError` with
+        `tool_call_decided` where something else was decided before.
+        """
+        body = {"decisions": list(decisions)}
+        path = path_of(context_id, "tool-calls", "decisions")
+        return await patiently(lambda: self._wire.ask("POST", path, ToolStateAnswer, body=body))
+
+    async def approve(
+        self, context_id: str, tool_call_id: str, *, arguments: Mapping[str, Any] | None = None
+    ) -> ToolStateAnswer:
+        """Lets a call run, with `arguments` in place of the model's if given; as `decide`."""
+        changed = None if arguments is None else dict(arguments)
+        decision = ToolDecision(tool_call_id=tool_call_id, decision="approve", arguments=changed)
+        return await self.decide(context_id, [decision])
+
+    async def deny(
+        self, context_id: str, tool_call_id: str, *, reason: str | None = None
+    ) -> ToolStateAnswer:
+        """Refuses a call; the model is told so, and the `reason`; as `decide`."""
+        decision = ToolDecision(tool_call_id=tool_call_id, decision="deny", reason=reason)
+        return await self.decide(context_id, [decision])
+
+    async def post_result(
+        self, context_id: str, tool_call_id: str, content: str, *, is_error: bool = False
+    ) -> ToolStateAnswer:
+        """Answers the call of an external tool that was approved; with the last one the turn goes on.
+
+        The same again is harmless, so a lost answer is asked for again. Raises `ApiError` with
+        `tool_call_decided` where the call has ended otherwise, `illegal_transition` where no result
+        of it is expected (§8).
+        """
+        body = {"content": content, "is_error": is_error}
+        path = path_of(context_id, "tool-calls", tool_call_id, "result")
+        return await patiently(lambda: self._wire.ask("POST", path, ToolStateAnswer, body=body))
+
+    def workflows(self) -> AsyncGenerator[Workflow]:
+        """All workflows of the server, by name, also those whose `error` says why they cannot be used."""
+        return self._wire.items("/workflows", WorkflowPage)
+
     def branches(self, context_id: str) -> AsyncGenerator[Branch]:
         """All branches, oldest first (§9)."""
-        return self._items(path_of(context_id, "branches"), BranchPage)
+        return self._wire.items(path_of(context_id, "branches"), BranchPage)
 
     async def get_branch(self, context_id: str, name: str) -> Branch:
         """The branch as it is now."""
@@ -229,40 +279,20 @@ class Client:
         path = path_of(context_id, "branches", name, "merge")
         return await self._wire.ask("POST", path, MergeAnswer, body=body)
 
-    async def signals(
+    def signals(
         self, context_id: str, *, cursor: str | None = None, throttle_ms: int = 30
     ) -> AsyncGenerator[signal.Signal | Disconnected]:
         """The signals of a context from `cursor` on, over as many connections as it takes (§4).
 
         Ends after the `state_changed` to `deleted`. Raises `ApiError` where a new try is pointless.
         """
-        failures = 0
-        while True:
-            asked_s = 0.0
-            try:
-                async with self._stream(context_id, cursor, throttle_ms) as frames:
-                    reason = "the server ended the stream"
-                    async for frame in frames.aiter_sse():
-                        cursor = frame.id or cursor
-                        asked_s = asked_s if frame.retry is None else frame.retry / 1000
-                        if (told := _decode(frame)) is not None:
-                            failures = 0
-                            yield told
-                            if (
-                                isinstance(told, signal.StateChanged)
-                                and told.new_state == signal.DELETED_STATE
-                            ):
-                                return
-            except httpx.TransportError as error:
-                reason = reason_of(error)
-            except ApiError as error:
-                if not error.passing:
-                    raise
-                reason, asked_s = str(error), error.retry_after_s
-            failures += 1
-            wait_s = pause_s(failures, asked_s)
-            yield Disconnected(reason=reason, retry_s=round(wait_s, 3))
-            await asyncio.sleep(wait_s)
+        return attached(
+            self._wire,
+            context_id,
+            cursor,
+            throttle_ms=throttle_ms,
+            heartbeat_s=self._heartbeat_s,
+        )
 
     async def follow(
         self,
@@ -377,22 +407,6 @@ class Client:
         """
         return wrapped(self.produce(context_id, **options), source, text or whole)
 
-    @asynccontextmanager
-    async def _stream(
-        self, context_id: str, cursor: str | None, throttle_ms: int
-    ) -> AsyncGenerator[EventSource]:
-        params = {"heartbeat": f"{self._heartbeat_s:g}", "throttle_ms": throttle_ms}
-        headers = {"Last-Event-ID": cursor} if cursor else {}
-        timeout = httpx.Timeout(self._timeout_s, read=HEARTBEATS_MISSED * self._heartbeat_s)
-        path = path_of(context_id, "stream")
-        async with aconnect_sse(
-            self._wire.http, "GET", path, params=params, headers=headers, timeout=timeout
-        ) as frames:
-            if frames.response.status_code != 200:
-                await frames.response.aread()
-                raise ApiError.of(frames.response)
-            yield frames
-
     async def _pull(
         self, context_id: str, message_id: str, from_sequence: int, wait_s: float = 0
     ) -> Pull:
@@ -413,27 +427,6 @@ class Client:
             texts.append(answer.content)
             sequence = answer.sequence
         return msgspec.structs.replace(message, content="".join(texts), content_sequence=sequence)
-
-    async def _pages(self, path: str, type_: type[P], **params: Any) -> AsyncGenerator[P]:
-        while True:
-            page = await self._wire.ask("GET", path, type_, params=params)
-            yield page
-            if page.next_cursor is None:
-                return
-            params["cursor"] = page.next_cursor
-
-    async def _items(self, path: str, type_: type["_Page[T]"], **params: Any) -> AsyncGenerator[T]:
-        async for page in self._pages(path, type_, **params):
-            for item in page.items:
-                yield item
-
-
-def _decode(frame: ServerSentEvent) -> signal.Signal | None:
-    """The signal in a frame; none in a bare `retry:`, or in what a newer server may send."""
-    try:
-        return _SIGNALS.decode(frame.data)
-    except msgspec.DecodeError:
-        return None
 
 
 def _without_none(fields: Mapping[str, Any]) -> dict[str, Any]:

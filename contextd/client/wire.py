@@ -1,7 +1,7 @@
 """One server over HTTP: a request, and its answer as a type or as an error."""
 
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -12,6 +12,17 @@ from contextd.client.errors import ApiError, UnreachableError, reason_of
 KEPT_CONNECTIONS_MAX = 16  # idle ones, for the next requests
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class _Page(Protocol[T_co]):
+    @property
+    def items(self) -> Sequence[T_co]: ...
+    @property
+    def next_cursor(self) -> str | None: ...
+
+
+P = TypeVar("P", bound=_Page[Any])
 
 
 class Wire:
@@ -50,6 +61,21 @@ class Wire:
             return msgspec.json.decode(response.content, type=type_)
         except msgspec.DecodeError:
             raise ApiError.of(response) from None
+
+    async def pages(self, path: str, type_: type[P], **params: Any) -> AsyncGenerator[P]:
+        """A list, a page at a time, to its end."""
+        while True:
+            page = await self.ask("GET", path, type_, params=params)
+            yield page
+            if page.next_cursor is None:
+                return
+            params["cursor"] = page.next_cursor
+
+    async def items(self, path: str, type_: type[_Page[T]], **params: Any) -> AsyncGenerator[T]:
+        """A list, an item at a time, to its end."""
+        async for page in self.pages(path, type_, **params):
+            for item in page.items:
+                yield item
 
     async def request(
         self,

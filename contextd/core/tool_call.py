@@ -49,7 +49,11 @@ class ToolCallPage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ToolDecision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a person says to one call. `arguments` replace the model's, `reason` is told to it."""
+    """What a person says to one call.
+
+    `arguments` replace the model's where it is approved; where it is denied the model is told the
+    `reason`. Neither has an effect with the other decision.
+    """
 
     tool_call_id: Id
     decision: Literal["approve", "deny"]

@@ -30,11 +30,17 @@ def fake() -> Iterator[Served]:
 
 
 @pytest.fixture
+def url(fake: Served) -> str:
+    """The server of all that is run here: the fake, unless a module has another."""
+    return fake.url
+
+
+@pytest.fixture
 def contextd(
-    fake: Served, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+    url: str, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> Callable[..., Ran]:
-    """`contextd *arguments` in this process, its output in a pipe, with the fake as its server."""
-    monkeypatch.setenv("CONTEXTD_URL", fake.url)
+    """`contextd *arguments` in this process, its output in a pipe."""
+    monkeypatch.setenv("CONTEXTD_URL", url)
 
     def run(*arguments: str) -> Ran:
         capfdbinary.readouterr()
@@ -46,9 +52,9 @@ def contextd(
 
 
 @pytest.fixture
-def command(fake: Served, environment: dict[str, str]) -> tuple[list[str], dict[str, str]]:
+def command(url: str, environment: dict[str, str]) -> tuple[list[str], dict[str, str]]:
     """The same as a command line and an environment, for a process of its own."""
-    return [sys.executable, "-m", "contextd"], environment | {"CONTEXTD_URL": fake.url}
+    return [sys.executable, "-m", "contextd"], environment | {"CONTEXTD_URL": url}
 
 
 @pytest.fixture

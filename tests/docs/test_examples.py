@@ -1,10 +1,12 @@
 """The examples in docs/examples run as their README says: in processes of their own, as a user would."""
 
 import asyncio
+import json
 import re
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 from provider import fake_chat
 from serving import Server
 
-from contextd.client import Client, SyncClient, Text
+from contextd.client import Client, StateChange, SyncClient, Text
 
 EXAMPLES = pages.ROOT / "docs" / "examples"
 FILES = sorted(path.name for path in EXAMPLES.glob("*.py"))
@@ -86,7 +88,7 @@ def test_every_example_is_described_and_tested() -> None:
         assert f"[{name}]({name})" in page
         assert f"python {name} " in page
         assert f'("{name}", ' in source
-    assert len(FILES) == 5
+    assert len(FILES) == 6
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -164,6 +166,37 @@ def test_a_reader_comes_back_to_a_server_that_was_killed(
             assert (printed, reading.returncode) == (end, 0)
     finally:
         server.stop()
+
+
+def test_an_external_tool_is_run(start: Start, client: SyncClient) -> None:
+    """In every reply that calls it, also where the worker comes after the call."""
+    context_id = str(uuid.uuid4())
+    worker = start("external_tool.py", context_id)
+    assert worker.stdout is not None
+    assert context_in(worker.stdout.readline()) == context_id
+    client.send(context_id, weather_script("Bonn", "Rome"))
+    reach(client, context_id, "idle")
+    worker.kill()
+    worker.wait(WAIT_S)
+    client.send(context_id, weather_script("Oslo"))
+    reach(client, context_id, "awaiting_tool_results")
+    start("external_tool.py", context_id)
+    reach(client, context_id, "idle")
+    results = [text for role, _, text in texts(client, context_id) if role == "tool"]
+    assert results == [f"Rain in {city}, 7 degrees." for city in ("Bonn", "Rome", "Oslo")]
+
+
+def weather_script(*cities: str) -> str:
+    """A reply for each city, then an answer."""
+    arguments = [{"city": city} for city in cities]
+    calls = [{"tool_call": {"name": "get_weather", "arguments": each}} for each in arguments]
+    return json.dumps({"script": [step for call in calls for step in (call, {"text": "And "})]})
+
+
+def reach(client: SyncClient, context_id: str, state: str) -> None:
+    for event in client.follow(context_id):
+        if isinstance(event, StateChange) and event.state == state:
+            return
 
 
 async def test_the_openai_sdk_is_wrapped(
