@@ -14,6 +14,7 @@ from rich.table import Table
 
 from benchmarks import (
     appends,
+    cancelling,
     idle,
     latency,
     line_flood,
@@ -37,6 +38,7 @@ FIGURES: dict[str, Callable[[Scale], Row | None]] = {
     "latency": latency.measure,
     "idle": idle.measure,
     "stopping": stopping.measure,
+    "cancelling": cancelling.measure,
     "lines_1": producing.measure_one_body,
     "lines_64": producing.measure_bodies,
     "batches": producing.measure_batches,

@@ -24,6 +24,7 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     exit_rounds: int
     exit_streams: int
     exit_turns: int
+    cancels: int
     produced_rounds: int
     produced_lines: int
     produced_batches: int
@@ -53,6 +54,7 @@ FULL: Final = Scale(
     exit_rounds=2,
     exit_streams=1000,
     exit_turns=20,
+    cancels=50,
     produced_rounds=5,
     produced_lines=320_000,
     produced_batches=200,
@@ -82,6 +84,7 @@ QUICK: Final = Scale(
     exit_rounds=1,
     exit_streams=20,
     exit_turns=2,
+    cancels=2,
     produced_rounds=1,
     produced_lines=6400,
     produced_batches=2,

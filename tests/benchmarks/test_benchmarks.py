@@ -15,7 +15,7 @@ from benchmarks.pacing import TEXT
 from contextd import app
 
 HERE = Path(__file__).resolve().parent
-INSIDE = {"appends", "pulls", "readers", "replay", "latency", "idle", "stopping"}
+INSIDE = {"appends", "pulls", "readers", "replay", "latency", "idle", "stopping", "cancelling"}
 PRODUCED = {"lines_1", "lines_64", "batches", "posts", "line_latency", "line_flood"}
 OTHERS = {"durable_streams", "rakaia"}
 

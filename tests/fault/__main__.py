@@ -24,6 +24,9 @@ from cut_run import run_cuts  # noqa: E402 - found by the paths above
 from kill_run import KillRun  # noqa: E402
 from producer_run import ProducerRun  # noqa: E402
 from shutdown_run import run_shutdown  # noqa: E402
+from tool_run import ToolRun  # noqa: E402
+
+RUNS = ("cuts", "kills", "takeovers", "streams", "producers", "tools", "tool_takeovers")
 
 Show = Callable[[int], None]
 Run = Callable[[Path, Show], Awaitable[dict[str, Any]]]
@@ -62,6 +65,12 @@ def _parse() -> Namespace:
     parser.add_argument(
         "--producers", type=int, default=0, metavar="N", help="do N faults to producers"
     )
+    parser.add_argument(
+        "--tools", type=int, default=0, metavar="N", help="kill it N times, under calls of tools"
+    )
+    parser.add_argument(
+        "--tool-takeovers", type=int, default=0, metavar="N", help="the same with one of two"
+    )
     parser.add_argument("--seed", default="1", help="the same seed makes the same plans")
     parser.add_argument(
         "--database", metavar="URL", help="an empty database (default: SQLite files)"
@@ -75,11 +84,10 @@ def _parse() -> Namespace:
     )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     arguments = parser.parse_args()
-    chosen = [
-        getattr(arguments, name) for name in ("cuts", "kills", "takeovers", "streams", "producers")
-    ]
+    chosen = [getattr(arguments, name) for name in RUNS]
     if not any(chosen):
-        parser.error("nothing to do: name --cuts, --kills, --takeovers, --streams or --producers")
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in RUNS)
+        parser.error(f"nothing to do: name one of {options}")
     if arguments.database and sum(map(bool, chosen)) > 1:
         parser.error("one empty database serves one run")
     return arguments
@@ -108,12 +116,22 @@ def _runs(arguments: Namespace) -> list[tuple[str, int, Run]]:
         run = ProducerRun(seed=seed, folder=folder, url=url, settings=settings)
         return run.run(arguments.producers, show)
 
+    def tools(folder: Path, show: Show) -> Awaitable[dict[str, Any]]:
+        run = ToolRun(seed=seed, folder=folder, url=url, settings=settings)
+        return run.run(arguments.tools, show)
+
+    def tool_takeovers(folder: Path, show: Show) -> Awaitable[dict[str, Any]]:
+        run = ToolRun(seed=seed, folder=folder, url=url, servers=2, settings=settings)
+        return run.run(arguments.tool_takeovers, show)
+
     named: list[tuple[str, int, Run]] = [
         ("cuts", arguments.cuts, cuts),
         ("kills", arguments.kills, kills),
         ("takeovers", arguments.takeovers, takeovers),
         ("streams", arguments.streams, streams),
         ("producers", arguments.producers, producers),
+        ("tools", arguments.tools, tools),
+        ("tool_takeovers", arguments.tool_takeovers, tool_takeovers),
     ]
     return [(name, total, run) for name, total, run in named if total]
 

@@ -57,6 +57,7 @@ class Conversation:
     sends_left: int
     script_s_max: float
     title: str = ""
+    declared: dict[str, Any] = field(default_factory=dict)  # what else it is created with
     cursor: str | None = None
     sent: dict[str, Sent] = field(default_factory=dict)
     cancelled_turns: set[str] = field(default_factory=set)
@@ -74,9 +75,10 @@ class Conversation:
     async def create(self, ask: Ask) -> None:
         """Repeatable: the same id and body answer the context as it is."""
         self.operation = "create"
-        answer = await ask("POST", "/contexts", {"id": self.id, "title": self.title})
+        body = {"id": self.id, "title": self.title, **self.declared}
+        answer = await ask("POST", "/contexts", body)
         if answer.status not in (200, 201):
-            self._wrong("create", answer)
+            self.wrong("create", answer)
         self.cursor = answer.json()["stream_cursor"]
 
     async def act(self, ask: Ask) -> None:
@@ -111,11 +113,15 @@ class Conversation:
 
     def new_send(self, on_busy: str, *, respond: bool = True) -> Sent:
         """A message that was never sent before."""
-        script = nasty_script(self.random, seconds_max=self.script_s_max)
-        sent = Sent(f"{self.id}.{len(self.sent) + 1}", script, on_busy, respond)
+        message_id = f"{self.id}.{len(self.sent) + 1}"
+        sent = Sent(message_id, self.new_script(message_id), on_busy, respond)
         self.sent[sent.message_id] = sent
         self.sends_left -= 1
         return sent
+
+    def new_script(self, message_id: str) -> Script:
+        """What the message is to ask for."""
+        return nasty_script(self.random, seconds_max=self.script_s_max)
 
     async def send(self, ask: Ask, sent: Sent) -> None:
         """Sends, perhaps again: a repeat answers the same ids and starts nothing."""
@@ -123,13 +129,13 @@ class Conversation:
         answer = await ask("POST", f"/contexts/{self.id}/messages", sent.body())
         if answer.status == 409 and answer.code == "context_busy" and sent.on_busy == "reject":
             if sent.answer is not None:
-                self._wrong("a repeat that was refused", answer)
+                self.wrong("a repeat that was refused", answer)
             sent.refused = True
             return
         if answer.status == 429:
             return
         if answer.status != (202 if sent.respond else 201):
-            self._wrong("send", answer)
+            self.wrong("send", answer)
             return
         body = answer.json()
         self.evidence.counts["sends answered"] += 1
@@ -149,16 +155,16 @@ class Conversation:
         if answer.status == 204 or (again and answer.status == 404):
             self.deleted = True
         else:
-            self._wrong("delete", answer)
+            self.wrong("delete", answer)
 
     async def require_gone(self, ask: Ask) -> None:
         """A deleted context is gone for good, and its id is never used again (§1)."""
         answer = await ask("GET", f"/contexts/{self.id}", None)
         if answer.status != 404:
-            self._wrong("a deleted context that is there", answer)
+            self.wrong("a deleted context that is there", answer)
         answer = await ask("POST", "/contexts", {"id": self.id, "title": self.title})
         if (answer.status, answer.code) != (409, "id_taken"):
-            self._wrong("a deleted context's id that is free", answer)
+            self.wrong("a deleted context's id that is free", answer)
 
     async def _cancel(self, ask: Ask) -> None:
         self.operation = "cancel"
@@ -176,7 +182,7 @@ class Conversation:
 
     def _note_cancelled(self, answer: Answer) -> None:
         if answer.status != 200:
-            self._wrong("cancel", answer)
+            self.wrong("cancel", answer)
             return
         turn_id = answer.json()["cancelled_turn_id"]
         if turn_id is not None:
@@ -192,7 +198,7 @@ class Conversation:
         if answer.status == 200 and answer.json()["title"] == title:
             self.title_answered = title
         else:
-            self._wrong("patch", answer)
+            self.wrong("patch", answer)
 
     async def _retry(self, ask: Ask) -> None:
         self.operation = "retry"
@@ -201,21 +207,22 @@ class Conversation:
             self.evidence.counts["retries answered"] += 1
             self.retried_turns.add(answer.json()["turn_id"])
         elif (answer.status, answer.code) != (409, "illegal_transition"):
-            self._wrong("retry", answer)
+            self.wrong("retry", answer)
 
     async def _look(self, ask: Ask) -> None:
         """A list with its text must agree with what every reader was given."""
         self.operation = "look"
         answer = await ask("GET", f"/contexts/{self.id}/messages?include=content&limit=50", None)
         if answer.status != 200:
-            self._wrong("list", answer)
+            self.wrong("list", answer)
             return
         for item in answer.json()["items"]:
             self.evidence.pulled(
                 self.id, item["id"], 0, item["content_sequence"], item["content"], "a list"
             )
 
-    def _wrong(self, what: str, answer: Answer) -> None:
+    def wrong(self, what: str, answer: Answer) -> None:
+        """An answer that the contract does not allow."""
         if answer.status == 503:  # the server is stopping: nothing was done, nothing is claimed
             return
         self.evidence.fault(

@@ -61,9 +61,7 @@ class Crowd:
         self.world = world
         self.evidence: Evidence = world.evidence
         self.random = Random(f"{seed}:{name}")
-        self.conversation = Conversation(
-            name, self.random, self.evidence, manners.sends, manners.script_s_max, title=name
-        )
+        self.conversation = self._converse(name, manners)
         self.over = False
         self.hurry = False  # nothing new is sent any more
         self._manners = manners
@@ -75,6 +73,11 @@ class Crowd:
         self._tasks: list[asyncio.Task[None]] = []
         self._connection: Connection | None = None
         self._resting_since: float | None = None
+
+    def _converse(self, name: str, manners: Manners) -> Conversation:
+        return Conversation(
+            name, self.random, self.evidence, manners.sends, manners.script_s_max, title=name
+        )
 
     @property
     def stage(self) -> str:
@@ -145,9 +148,12 @@ class Crowd:
             return False
         for reader in self._readers:
             await settle(reader, texts, listed)
-        await check_conversation(truth, conversation)
+        await self._judge()
         self.evidence.counts["conversations compared at the end"] += 1
         return True
+
+    async def _judge(self) -> None:
+        await check_conversation(self.world.truth, self.conversation)
 
     def _patience_is_over(self) -> bool:
         """Whether readers have had their time: those that lack something still are accused then."""

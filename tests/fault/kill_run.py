@@ -58,6 +58,12 @@ class KillRun:
     `crowds`: how many conversations are under way at any time.
     """
 
+    moments: Mapping[str, int] = MOMENTS
+    wait_s_max = WAIT_S_MAX
+    look_s = 0.0  # between two looks for a state that lasts a millisecond
+    states: tuple[str, ...] = STATES  # in which it is killed
+    operations: tuple[str, ...] = OPERATIONS  # during which it is killed
+
     def __init__(
         self,
         *,
@@ -124,7 +130,7 @@ class KillRun:
 
     async def _cycle(self) -> None:
         """The only server dies, what it left is looked at, and it starts again."""
-        moment = self._random.choices([*MOMENTS], [*MOMENTS.values()])[0]
+        moment = self._random.choices([*self.moments], [*self.moments.values()])[0]
         if moment != "while starting":
             await self._wait_for(moment)
         self.evidence.counts[f"kills {moment}"] += 1
@@ -146,10 +152,14 @@ class KillRun:
             remains = await copy_of(self._truth, self._folder)
         try:
             await self._take_census(remains)
-            await check_kept(remains, [crowd.conversation for crowd in self._crowds])
+            await self._compare(remains)
             await check_whole(remains, self.evidence, at_rest=False)
         finally:
             await remains.close()
+
+    async def _compare(self, truth: Witness) -> None:
+        """What was told before a kill with what is there after it."""
+        await check_kept(truth, [crowd.conversation for crowd in self._crowds])
 
     async def _take_census(self, remains: Witness) -> None:
         """In which states the crash has found conversations."""
@@ -162,7 +172,7 @@ class KillRun:
 
     async def _cycle_of_several(self) -> None:
         """One of the servers dies or stands still; the others take over what it had."""
-        moment = self._random.choices([*MOMENTS], [*MOMENTS.values()])[0]
+        moment = self._random.choices([*self.moments], [*self.moments.values()])[0]
         await self._wait_for(moment)
         victim = self._random.randrange(self._fleet.size)
         if self._random.random() < 0.3:
@@ -173,7 +183,7 @@ class KillRun:
                 self._fleet.thaw(victim)
                 await asyncio.sleep(self._random.uniform(0, 0.5))
         await self._fleet.kill(victim)
-        await check_kept(self._truth, [crowd.conversation for crowd in self._crowds])
+        await self._compare(self._truth)
         await asyncio.sleep(self._random.uniform(0, 1.5 * LEASE_S))
         await self._fleet.start(victim)
 
@@ -183,16 +193,16 @@ class KillRun:
         if moment != "right after the start":
             await asyncio.sleep(self._random.choice((0.0, self._random.uniform(0, WORK_S_MAX))))
         try:
-            async with asyncio.timeout(WAIT_S_MAX):
+            async with asyncio.timeout(self.wait_s_max):
                 match moment:
                     case "in a state":
-                        await self._wait_for_state(self._random.choice(STATES))
+                        await self._wait_for_state(self._random.choice(self.states))
                     case "at a message's end":
                         self._closed.clear()
                         await self._closed.wait()
                         await asyncio.sleep(self._random.uniform(0, 0.003))
                     case "during an operation":
-                        await self._wait_for_operation(self._random.choice(OPERATIONS))
+                        await self._wait_for_operation(self._random.choice(self.operations))
                     case "at random":
                         await asyncio.sleep(self._random.uniform(0, WORK_S_MAX))
         except TimeoutError:
@@ -200,7 +210,7 @@ class KillRun:
 
     async def _wait_for_state(self, state: str) -> None:
         """Looks into the database all the time: some states last a millisecond."""
-        pause_s = 0.0 if state.startswith("processing") else 0.001
+        pause_s = self.look_s if state.startswith("processing") else 0.001
         while True:
             found = (await self._truth.states()).values()
             if any(queued if state == "queued" else at == state for at, queued in found):
@@ -230,20 +240,23 @@ class KillRun:
                 delete_share=0.15,
             )
             self._made += 1
-            world = World(
-                self.evidence,
-                self._truth,
-                self._requests.port,
-                self._streams.port,
-                self._fleet.port,
-                self._fleet.up,
-                several=self._several,
-            )
-            crowd = Crowd(
-                world, f"c{self._made}", manners, seed=self._seed, operating=self._note_operation
-            )
+            crowd = self._new_crowd(f"c{self._made}", manners)
             self._crowds.append(crowd)
             self._tasks.append(asyncio.create_task(crowd.run()))
+
+    def _world(self) -> World:
+        return World(
+            self.evidence,
+            self._truth,
+            self._requests.port,
+            self._streams.port,
+            self._fleet.port,
+            self._fleet.up,
+            several=self._several,
+        )
+
+    def _new_crowd(self, name: str, manners: Manners) -> Crowd:
+        return Crowd(self._world(), name, manners, seed=self._seed, operating=self._note_operation)
 
     async def _finish(self) -> None:
         """No more kills: everything comes to rest, is read to its end, and compared."""

@@ -6,7 +6,7 @@ exactly the text that its script asks for. `check_whole` is about the database b
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import accumulate
@@ -113,8 +113,13 @@ def _check_known(
     evidence.counts["messages compared after a kill"] += 1
 
 
-async def check_conversation(truth: Witness, conversation: Conversation) -> None:
-    """A conversation at rest is exactly what its scripts ask for."""
+CheckTurn = Callable[[Evidence, StoredTurn, Script, list[StoredMessage]], None]
+
+
+async def check_conversation(
+    truth: Witness, conversation: Conversation, check_turn: CheckTurn | None = None
+) -> None:
+    """A conversation at rest is exactly what its scripts ask for; `check_turn` says so of one turn."""
     evidence = conversation.evidence
     row = await truth.context(conversation.id)
     assert row is not None
@@ -133,7 +138,7 @@ async def check_conversation(truth: Witness, conversation: Conversation) -> None
     for turn in turns:
         sent = conversation.sent.get(by_key[turn.user_message_key].id)
         if sent is not None:
-            _check_turn(evidence, turn, sent.script, messages)
+            (check_turn or _check_turn)(evidence, turn, sent.script, messages)
 
 
 def _check_users(
@@ -226,12 +231,8 @@ def _check_turn(
     facts = {"turn": turn.id, "status": turn.status, "attempt": turn.attempt}
     evidence.counts[f"turns {turn.status}"] += 1
     evidence.counts["messages interrupted"] += len(broken)
-    for message in broken:
-        if not message.superseded or not any(
-            is_prefix(_reply(message), reply) for reply in script.replies
-        ):
-            evidence.fault("an interrupted message with another text", message=message.id, **facts)
-    written = [_reply(message) for message in kept if message.head]
+    check_broken(evidence, turn, script, broken)
+    written = [reply_of(message) for message in kept if message.head]
     # A cancel that comes between the end of the stream and that of the turn finds the messages closed.
     late = turn.status == "cancelled" and tuple(written) == script.replies
     statuses = {message.status for message in kept}
@@ -244,11 +245,25 @@ def _check_turn(
             evidence.fault("a completed turn with another text", **facts)
     elif not script.explains(written):
         evidence.fault("a turn with a text that its script does not have", **facts)
-    if turn.status == "failed" and not _may_fail(turn, script):
+    if turn.status == "failed" and not may_fail(turn, script):
         evidence.fault("a turn that failed without a reason", error=turn.error, **facts)
 
 
-def _may_fail(turn: StoredTurn, script: Script) -> bool:
+def check_broken(
+    evidence: Evidence, turn: StoredTurn, script: Script, broken: list[StoredMessage]
+) -> None:
+    """What interrupted attempts wrote is the beginning of what the script asks for, and out of sight."""
+    for message in broken:
+        if not message.superseded or not any(
+            is_prefix(reply_of(message), reply) for reply in script.replies
+        ):
+            evidence.fault(
+                "an interrupted message with another text", message=message.id, turn=turn.id
+            )
+
+
+def may_fail(turn: StoredTurn, script: Script) -> bool:
+    """Whether the script asks for it, or the attempts are used up."""
     error = turn.error or ""
     if script.fatal and "scripted_error" in error:
         return True
@@ -256,7 +271,8 @@ def _may_fail(turn: StoredTurn, script: Script) -> bool:
     return turn.attempt == ATTEMPTS_MAX and exhausted
 
 
-def _reply(message: StoredMessage) -> Reply:
+def reply_of(message: StoredMessage) -> Reply:
+    """A message as a script would have it."""
     return Reply(message.kind, message.chunks)
 
 
