@@ -236,6 +236,7 @@ def make_service(
 ) -> Service:
     """The rooms of the service, put together."""
     lease_ms = round(settings.lease_s * 1000)
+    history = History(reader)
     steps = Steps(ledger, lease_ms=lease_ms, attempts_max=settings.attempts_max)
     workflows = Workflows(Path(settings.workflows) if settings.workflows else None)
     payloads = Payloads(
@@ -271,7 +272,7 @@ def make_service(
             waiting_max=settings.waiting_pulls_max,
             poll_s=settings.poll_s,
         ),
-        records=Records(reader),
+        records=Records(history),
         steps=steps,
         recovery=Recovery(ledger, steps, lease_ms=lease_ms),
         producers=Producers(
@@ -283,7 +284,7 @@ def make_service(
         ),
         calls=Calls(
             ledger,
-            History(reader),
+            history,
             steps,
             toolset=toolset,
             checker=checker,

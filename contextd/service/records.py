@@ -2,24 +2,24 @@
 
 from contextd.core.turn import JournalPage, Turn, TurnPage
 from contextd.service.wire import decode_cursor, encode_cursor, journal_wire, turn_wire
-from contextd.store.reader import Reader
+from contextd.store.history import History
 
 
 class Records:
     """Reads turns and transitions."""
 
-    def __init__(self, reader: Reader) -> None:
-        self._reader = reader
+    def __init__(self, history: History) -> None:
+        self._history = history
 
     async def turn(self, context_id: str, turn_id: str) -> Turn:
         """Raises `ContextNotFound` or `TurnNotFound`."""
-        row, message_ids = await self._reader.turn(context_id, turn_id)
+        row, message_ids = await self._history.turn(context_id, turn_id)
         return turn_wire(row, context_id, message_ids)
 
     async def turns(self, context_id: str, *, cursor: str | None, limit: int) -> TurnPage:
         """Turns in the order in which they were asked for."""
         (after,) = decode_cursor(cursor, (0,))
-        found = await self._reader.turns(context_id, after_key=after, limit=limit + 1)
+        found = await self._history.turns(context_id, after_key=after, limit=limit + 1)
         page = found[:limit]
         more = len(found) > limit
         return TurnPage(
@@ -30,7 +30,7 @@ class Records:
     async def transitions(self, context_id: str, *, cursor: str | None, limit: int) -> JournalPage:
         """The journal, oldest first."""
         (after,) = decode_cursor(cursor, (0,))
-        _, found = await self._reader.journal(context_id, after=after, limit=limit + 1)
+        _, found = await self._history.journal(context_id, after=after, limit=limit + 1)
         page = found[:limit]
         more = len(found) > limit
         return JournalPage(

@@ -20,15 +20,7 @@ from contextd.core.message import TEXT, MessageStats, MessageStatus, Problem, Ro
 from contextd.core.values import JsonObject
 from contextd.store.appends import utf8_bytes
 from contextd.store.notices import ClosedMessage, Notice, OpenedMessage, StartedTurn
-from contextd.store.tables import (
-    AnyRow,
-    chunks,
-    contexts,
-    heads,
-    journal,
-    messages,
-    turns,
-)
+from contextd.store.tables import AnyRow, chunks, contexts, heads, journal, messages, turns
 from contextd.store.tree import Tree
 from contextd.store.writer import Refused
 

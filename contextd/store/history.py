@@ -1,4 +1,4 @@
-"""Reading a conversation as a model is to see it, and the calls of tools (§6, §8)."""
+"""What has happened in a context: messages as a model is to see them, calls, turns, steps (§5, §6, §8)."""
 
 from collections.abc import Sequence
 
@@ -6,10 +6,11 @@ import msgspec
 from sqlalchemy import Select, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from contextd.core.errors import TurnNotFound
 from contextd.core.message import FILE_REFERENCE, THINKING, Role
 from contextd.core.values import JsonObject
 from contextd.store.reader import Reader, find_context, select_messages
-from contextd.store.tables import AnyRow, heads, messages, tool_calls, turns
+from contextd.store.tables import AnyRow, heads, journal, messages, tool_calls, turns
 from contextd.store.text import read_whole
 from contextd.store.tree import on_branch
 
@@ -30,7 +31,7 @@ class Told(msgspec.Struct, frozen=True):
 
 
 class History:
-    """What the agent loop reads, by way of a `Reader`."""
+    """Reads what has happened, by way of a `Reader`."""
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
@@ -128,6 +129,52 @@ class History:
             )
             return context, {row.id: row for row in rows}
 
+    async def journal(
+        self, context_id: str, *, after: int, limit: int
+    ) -> tuple[AnyRow, Sequence[AnyRow]]:
+        """The steps after revision `after`, oldest first."""
+        async with self._reader.snapshot() as connection:
+            context = await find_context(connection, context_id)
+            rows = (
+                await connection.execute(
+                    select(journal)
+                    .where(journal.c.context_key == context.key, journal.c.revision > after)
+                    .order_by(journal.c.revision)
+                    .limit(limit)
+                )
+            ).all()
+        return context, rows
+
+    async def turn(self, context_id: str, turn_id: str) -> tuple[AnyRow, list[str]]:
+        """A turn and the ids of its messages. Raises `TurnNotFound`."""
+        async with self._reader.snapshot() as connection:
+            context = await find_context(connection, context_id)
+            row = (
+                await connection.execute(
+                    select(turns).where(turns.c.context_key == context.key, turns.c.id == turn_id)
+                )
+            ).one_or_none()
+            if row is None:
+                raise TurnNotFound(turn_id)
+            return row, (await _message_ids(connection, context.key, [turn_id]))[turn_id]
+
+    async def turns(
+        self, context_id: str, *, after_key: int, limit: int
+    ) -> list[tuple[AnyRow, list[str]]]:
+        """Turns in the order in which they were asked for."""
+        async with self._reader.snapshot() as connection:
+            context = await find_context(connection, context_id)
+            rows = (
+                await connection.execute(
+                    select(turns)
+                    .where(turns.c.context_key == context.key, turns.c.key > after_key)
+                    .order_by(turns.c.key)
+                    .limit(limit)
+                )
+            ).all()
+            ids = await _message_ids(connection, context.key, [row.id for row in rows])
+        return [(row, ids[row.id]) for row in rows]
+
 
 def retried_turns(context_key: int) -> Select[tuple[str | None]]:
     """The ids of the context's turns that were tried again."""
@@ -209,3 +256,17 @@ async def _roots(connection: AsyncConnection, context_key: int) -> dict[str, str
     for id_, retry_of in rows:
         roots[id_] = roots.get(retry_of, retry_of)
     return roots
+
+
+async def _message_ids(
+    connection: AsyncConnection, context_key: int, turn_ids: Sequence[str]
+) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {turn_id: [] for turn_id in turn_ids}
+    rows = await connection.execute(
+        select(messages.c.turn_id, messages.c.id)
+        .where(messages.c.context_key == context_key, messages.c.turn_id.in_(turn_ids))
+        .order_by(messages.c.key)
+    )
+    for row in rows:
+        found[row.turn_id].append(row.id)
+    return found

@@ -15,13 +15,12 @@ from sqlalchemy import Select, func, select, text, tuple_
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from contextd.core.errors import ContextNotFound, MessageNotFound, Overloaded, TurnNotFound
+from contextd.core.errors import ContextNotFound, MessageNotFound, Overloaded
 from contextd.store.tables import (
     AnyRow,
     chunks,
     contexts,
     heads,
-    journal,
     messages,
     tool_calls,
     turns,
@@ -302,52 +301,6 @@ class Reader:
                 left -= len(content.encode())
         return result
 
-    async def journal(
-        self, context_id: str, *, after: int, limit: int
-    ) -> tuple[AnyRow, Sequence[AnyRow]]:
-        """The steps after revision `after`, oldest first."""
-        async with self.snapshot() as connection:
-            context = await find_context(connection, context_id)
-            rows = (
-                await connection.execute(
-                    select(journal)
-                    .where(journal.c.context_key == context.key, journal.c.revision > after)
-                    .order_by(journal.c.revision)
-                    .limit(limit)
-                )
-            ).all()
-        return context, rows
-
-    async def turn(self, context_id: str, turn_id: str) -> tuple[AnyRow, list[str]]:
-        """A turn and the ids of its messages. Raises `TurnNotFound`."""
-        async with self.snapshot() as connection:
-            context = await find_context(connection, context_id)
-            row = (
-                await connection.execute(
-                    select(turns).where(turns.c.context_key == context.key, turns.c.id == turn_id)
-                )
-            ).one_or_none()
-            if row is None:
-                raise TurnNotFound(turn_id)
-            return row, (await _message_ids(connection, context.key, [turn_id]))[turn_id]
-
-    async def turns(
-        self, context_id: str, *, after_key: int, limit: int
-    ) -> list[tuple[AnyRow, list[str]]]:
-        """Turns in the order in which they were asked for."""
-        async with self.snapshot() as connection:
-            context = await find_context(connection, context_id)
-            rows = (
-                await connection.execute(
-                    select(turns)
-                    .where(turns.c.context_key == context.key, turns.c.key > after_key)
-                    .order_by(turns.c.key)
-                    .limit(limit)
-                )
-            ).all()
-            ids = await _message_ids(connection, context.key, [row.id for row in rows])
-        return [(row, ids[row.id]) for row in rows]
-
     async def open_heads(self, context_ids: Sequence[str]) -> Sequence[AnyRow]:
         """The open messages of these contexts with their heads, and `context_id`."""
         async with self.snapshot() as connection:
@@ -451,17 +404,3 @@ async def _complete_context(connection: AsyncConnection, row: AnyRow) -> Context
     return ContextSnapshot(
         row, await _open_messages(connection, row.key), queued or 0, pending.scalars().all()
     )
-
-
-async def _message_ids(
-    connection: AsyncConnection, context_key: int, turn_ids: Sequence[str]
-) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {turn_id: [] for turn_id in turn_ids}
-    rows = await connection.execute(
-        select(messages.c.turn_id, messages.c.id)
-        .where(messages.c.context_key == context_key, messages.c.turn_id.in_(turn_ids))
-        .order_by(messages.c.key)
-    )
-    for row in rows:
-        found[row.turn_id].append(row.id)
-    return found
