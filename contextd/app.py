@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import os
 import signal
 import socket
 import sys
@@ -64,6 +65,7 @@ log = structlog.get_logger(__name__)
 # thousand readers from 57 to 11 ms.
 GC_THRESHOLDS = (50_000, 20, 1000)
 CLOSE_S = 5.0  # for each thing that is let go at the end
+LEAVE_S = 0.5  # for what is left after that
 BACKLOG = 4096
 KEEP_ALIVE_S = 75
 
@@ -415,13 +417,26 @@ async def serve(settings: Settings, console: Console) -> None:
         listening.close()
 
 
+async def _serve_to_the_end(settings: Settings, console: Console) -> None:
+    """A loop that ends waits for all its tasks, and a tool may not let itself be stopped."""
+    await serve(settings, console)
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    if left and (await asyncio.wait(left, timeout=LEAVE_S))[1]:
+        log.warning("a tool does not let itself be stopped; it ends with the process")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)  # everything is closed: the database, the streams, the children
+
+
 def run(settings: Settings) -> int:
     """Blocks until the server has stopped; returns the process's exit code (§12)."""
     configure_logging(settings)
     console = Console(soft_wrap=True)
     try:
         with suppress(KeyboardInterrupt, asyncio.CancelledError):
-            _run_loop(serve(settings, console))
+            _run_loop(_serve_to_the_end(settings, console))
     except (SettingsError, StoreError) as error:
         print(f"contextd: {error}", file=sys.stderr)  # noqa: T201 - the one line for the operator
         return 1

@@ -94,7 +94,9 @@ def _outcome(tool: Tool, result: object, bytes_max: int) -> Outcome:
         return _raised(tool, result.error, bytes_max)
     try:
         content = _text(result, bytes_max)
-    except (TypeError, ValueError, RecursionError) as error:
+    except (
+        BaseException
+    ) as error:  # what encodes a value may be the tool's code too, and raise anything
         _log(tool, error)
         words = f"The tool ran, but its answer, of type {type(result).__name__}, has no JSON."
         return _failed("invalid_result", words, bytes_max)
@@ -119,7 +121,7 @@ def _failed(error: str, words: str, bytes_max: int) -> Outcome:
 def _message(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception:  # `__str__` is the tool's code too
+    except BaseException:  # `__str__` is the tool's code too
         return ""
 
 

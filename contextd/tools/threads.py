@@ -100,7 +100,7 @@ def _set_error(future: "asyncio.Future[T]", error: BaseException) -> None:
     if future.done():
         return
     if isinstance(error, StopIteration):  # a future refuses it
-        error = RuntimeError(f"StopIteration: {error}")
+        error = RuntimeError("StopIteration")
     future.set_exception(error)
 
 

@@ -88,16 +88,19 @@ def test_a_crash_in_a_later_round(tmp_path: Path, place: Place) -> None:
 
 
 def test_a_clean_stop_while_a_tool_runs(tmp_path: Path, place: Place) -> None:
-    """The server stops in time although a tool hangs; the turn goes on at the next start."""
+    """The server stops in time although tools hang, also one that refuses to; turns go on later."""
 
     def make(**more: Any) -> Server:
         return Server(tmp_path / "contextd.db", settings={"scripted_rate": 0, **more}).start()
 
     server = start_with_tools(make)
     api = ToolApi(server.url)
-    held, blocked = api.create(), api.create()
-    other = Place(tmp_path / "other")
+    held, blocked, refusing = api.create(), api.create(), api.create()
+    other, third = Place(tmp_path / "other"), Place(tmp_path / "third")
     other.folder.mkdir()
+    third.folder.mkdir()
+    refused, _ = api.waiting(refusing, third.holding("stubborn"), state="executing_tools")
+    third.began()
     turn_ids = [
         api.waiting(held, place.holding("hold_again"), state="executing_tools")[0],
         api.waiting(blocked, other.holding("block"), state="executing_tools")[0],
@@ -115,6 +118,8 @@ def test_a_clean_stop_while_a_tool_runs(tmp_path: Path, place: Place) -> None:
         assert api.ended(blocked, turn_ids[1])["status"] == "completed"
         assert outcomes(api.calls(held)) == [("hold_again", "succeeded", None)]
         assert outcomes(api.calls(blocked)) == [("block", "failed", "outcome_unknown")]
+        assert api.ended(refusing, refused)["status"] == "completed"
+        assert outcomes(api.calls(refusing)) == [("stubborn", "failed", "outcome_unknown")]
         assert other.lines() == ["began"]
         api.close()
     finally:

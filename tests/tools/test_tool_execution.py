@@ -4,6 +4,7 @@ import asyncio
 import gc
 import threading
 from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta, tzinfo
 from typing import Any
 
 import msgspec
@@ -69,6 +70,26 @@ class Odd(Exception):
         raise RuntimeError("no")
 
 
+class Fatal(Exception):
+    """What it says would end the process."""
+
+    def __str__(self) -> str:
+        raise SystemExit(3)
+
+
+class Nowhere(tzinfo):
+    """A zone that cannot be told, and a word that is nobody's business."""
+
+    def utcoffset(self, when: datetime | None) -> timedelta:
+        raise SystemExit("secret")
+
+    def tzname(self, when: datetime | None) -> str:
+        return "nowhere"
+
+    def dst(self, when: datetime | None) -> timedelta:
+        return timedelta()
+
+
 @pytest.mark.parametrize(
     ("value", "content"),
     [
@@ -101,6 +122,15 @@ def endless() -> list[Any]:
     value: list[Any] = []
     value.append(value)
     return value
+
+
+async def test_an_answer_that_cannot_be_told_is_a_failure_too() -> None:
+    """What makes it JSON may run the tool's code, which may raise anything."""
+    with capture_logs() as logs:
+        ended = await outcome(returning(datetime(2020, 1, 1, tzinfo=Nowhere())))
+    assert (ended.status, ended.error) == ("failed", "invalid_result")
+    assert "secret" not in ended.content
+    assert "secret" not in repr(logs)
 
 
 @pytest.mark.parametrize("value", [object(), {(1, 2): 3}, endless()])
@@ -165,6 +195,7 @@ async def test_a_tool_error_is_its_own_words(error: ToolError, content: str) -> 
         (RuntimeError(), "The tool failed: RuntimeError"),
         (RuntimeError("\x00\ud800"), "The tool failed: RuntimeError: \ufffd\ufffd"),
         (Odd(), "The tool failed: Odd"),
+        (Fatal(), "The tool failed: Fatal"),
         (TimeoutError(), "The tool failed: TimeoutError"),
         (SystemExit(2), "The tool failed: SystemExit: 2"),
         (KeyboardInterrupt(), "The tool failed: KeyboardInterrupt"),
