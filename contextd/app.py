@@ -419,7 +419,13 @@ async def serve(settings: Settings, console: Console) -> None:
 
 async def _serve_to_the_end(settings: Settings, console: Console) -> None:
     """A loop that ends waits for all its tasks, and a tool may not let itself be stopped."""
-    await serve(settings, console)
+    try:
+        await serve(settings, console)
+    finally:
+        await _leave()
+
+
+async def _leave() -> None:
     left = asyncio.all_tasks() - {asyncio.current_task()}
     for task in left:
         task.cancel()

@@ -141,8 +141,8 @@ class IllegalTransition(ContextdError):
     code = "illegal_transition"
     title = "Not possible in this state"
 
-    def __init__(self, *, state: str, trigger: str, allowed: list[str]) -> None:
-        detail = f"'{trigger}' is not possible in state '{state}'."
+    def __init__(self, *, state: str, trigger: str, allowed: list[str], detail: str = "") -> None:
+        detail = detail or f"'{trigger}' is not possible in state '{state}'."
         super().__init__(detail, state=state, trigger=trigger, allowed=allowed)
 
 

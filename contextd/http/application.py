@@ -1,4 +1,4 @@
-"""The whole HTTP side, put together: the gate, the two bare routes, and Litestar with the rest."""
+"""The whole HTTP side, put together: the gate, the three bare routes, and Litestar with the rest."""
 
 from collections.abc import Sequence
 from functools import cache

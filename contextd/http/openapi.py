@@ -1,6 +1,6 @@
 """`GET /schema/openapi.json` (§12): every operation, its parameters and its problems.
 
-The two hottest routes are bare ASGI handlers, of which Litestar documents nothing. So the document is
+The three hottest routes are bare ASGI handlers, of which Litestar documents nothing. So the document is
 made from an application of its own, in which those two stand as ordinary handlers that are never
 called; what runs and what is described share parameters and types.
 """

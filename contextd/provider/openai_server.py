@@ -20,7 +20,8 @@ def checked_url(url: str) -> str:
     """Raises `SettingsError` for what is no URL of a server."""
     try:
         parts = urlsplit(url)
-        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        clean = url.isascii() and url.isprintable() and " " not in url  # `urlsplit` drops some
+        valid = clean and parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:
         valid = False
     if not valid:

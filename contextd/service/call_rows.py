@@ -51,7 +51,7 @@ class Results:
         )
         await update_call(
             edit,
-            call,
+            call.key,
             status=outcome.status.value,
             error=outcome.error,
             result_message_key=opened.key,
@@ -121,9 +121,9 @@ async def collect_round(edit: ContextEdit, turn: AnyRow) -> None:
     )
 
 
-async def update_call(edit: ContextEdit, call: AnyRow, **values: Any) -> None:
+async def update_call(edit: ContextEdit, key: int, **values: Any) -> None:
     await edit.connection.execute(
-        update(tool_calls).where(tool_calls.c.key == call.key).values(**values)
+        update(tool_calls).where(tool_calls.c.key == key).values(**values)
     )
 
 

@@ -126,17 +126,22 @@ class CallSteps:
 
         async def work(edit: ContextEdit) -> tuple[AnyRow, list[CallToRun]]:
             row = await self._steps.own(edit, turn)
-            found = [
-                call
-                for call in await calls_of_round(edit, turn.id)
-                if call.status in (_S.APPROVED, _S.RUNNING)
-            ]
-            if found:
-                edit.change(record=True)
             begun: list[CallToRun] = []
-            for call in found:
-                if len(begun) < calls_max and await self._may_start(edit, row, call):
+            refused: list[tuple[AnyRow, CallOutcome]] = []
+            for call in await calls_of_round(edit, turn.id):
+                if call.status not in (_S.APPROVED, _S.RUNNING):
+                    continue
+                refusal = self._refusal_to_start(edit, call)
+                if refusal is not None:
+                    refused.append((call, refusal))
+                elif not call.external and len(begun) < calls_max:
                     begun.append(_to_run(call))
+            if begun or refused:
+                edit.change(record=True)
+            for call, refusal in refused:
+                await self._results.add(edit, row, call, refusal)
+            for one in begun:
+                await update_call(edit, one.key, status=_S.RUNNING.value, started_at=edit.now)
             return edit.row, begun
 
         return (await self._ledger.edit(turn.context_id, work))[1]
@@ -225,25 +230,17 @@ class CallSteps:
         if outcome is not None:
             await self._results.add(edit, turn, inserted.one(), outcome)
 
-    async def _may_start(self, edit: ContextEdit, turn: AnyRow, call: AnyRow) -> bool:
-        """Marks the call as running, unless something speaks against it, which the model is told.
-
-        An external one is not run here, but may be refused here.
-        """
+    def _refusal_to_start(self, edit: ContextEdit, call: AnyRow) -> CallOutcome | None:
+        """What speaks against a call that is about to run; the model is told. External ones too."""
         facts = self._toolset.facts(edit.row, call.name)
-        refused = None
+        interrupted = CallOutcome(status=_S.FAILED, content=INTERRUPTED, error=OUTCOME_UNKNOWN)
         if call.status == _S.RUNNING and (facts is None or not facts.idempotent):
-            refused = CallOutcome(status=_S.FAILED, content=INTERRUPTED, error=OUTCOME_UNKNOWN)
-        elif facts is None or facts.external != call.external:
-            refused = _unknown(call.name)
-        elif edit.row.mode == "plan" and not facts.read_only:
-            refused = _blocked(call.name)
-        if refused is not None:
-            await self._results.add(edit, turn, call, refused)
-            return False
-        if not call.external:
-            await update_call(edit, call, status=_S.RUNNING.value, started_at=edit.now)
-        return not call.external
+            return interrupted
+        if facts is None or facts.external != call.external:
+            return unknown_tool(call.name)
+        if edit.row.mode == "plan" and not facts.read_only:
+            return interrupted if call.status == _S.RUNNING else _blocked(call.name)
+        return None
 
 
 def _to_run(call: AnyRow) -> CallToRun:
@@ -257,13 +254,14 @@ def _refusal(call: CheckedCall, *, mode: str, beyond: bool) -> CallOutcome | Non
     if call.error is not None:
         return CallOutcome(status=_S.FAILED, content=call.refusal, error=call.error)
     if call.facts is None:
-        return _unknown(call.name)
+        return unknown_tool(call.name)
     if mode == "plan" and not call.facts.read_only:
         return _blocked(call.name)
     return None
 
 
-def _unknown(name: str) -> CallOutcome:
+def unknown_tool(name: str) -> CallOutcome:
+    """Of a call whose tool is not there, or not any more."""
     words = f"unknown_tool: there is no tool {name[:100]!r} here."
     return CallOutcome(status=_S.FAILED, content=words, error="unknown_tool")
 

@@ -134,6 +134,7 @@ class Calls:
                     state=edit.state.value,
                     trigger=Trigger.COLLECT_RESULTS.value,
                     allowed=[trigger.value for trigger in allowed(edit.state)],
+                    detail="No result is expected: the call is not external, or not all is decided.",
                 )
             row = await find_turn(edit, call.turn_id)
             edit.change(record=True)
@@ -145,7 +146,11 @@ class Calls:
         return (await self._ledger.edit(context_id, work))[1]
 
     async def _check_edited(self, context_id: str, decisions: Sequence[ToolDecision]) -> None:
-        edited = [(n, d) for n, d in enumerate(decisions) if d.arguments is not None]
+        edited = [
+            (number, decision)
+            for number, decision in enumerate(decisions)
+            if decision.decision == "approve" and decision.arguments is not None
+        ]
         if not edited:
             return
         context, calls = await self._history.calls_by_id(
@@ -154,9 +159,9 @@ class Calls:
         for number, decision in edited:
             check_size(decision.arguments, self._arguments_bytes_max, "the arguments of a call")
             call = calls.get(decision.tool_call_id)
-            schema = self._toolset.schema(context, call.name) if call is not None else None
-            if schema is None or decision.arguments is None:
+            if call is None or decision.arguments is None:
                 continue
+            schema = self._toolset.schema(context, call.name) or {}  # its tool may be gone by now
             problems = await self._checker.check(schema, decision.arguments)
             if problems:
                 raise InvalidRequest.of(f"decisions[{number}].arguments", "; ".join(problems))
@@ -166,9 +171,9 @@ class Calls:
             values: dict[str, Any] = {"status": _S.APPROVED.value, "decided_at": edit.now}
             if decision.arguments is not None:
                 values["arguments"] = decision.arguments
-            await update_call(edit, call, **values)
+            await update_call(edit, call.key, **values)
             return
-        await update_call(edit, call, decided_at=edit.now)
+        await update_call(edit, call.key, decided_at=edit.now)
         reason = f" The reason given: {decision.reason}" if decision.reason else ""
         outcome = CallOutcome(
             status=_S.DENIED, content=f"A person denied this call.{reason}", error="denied"

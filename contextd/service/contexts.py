@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import structlog
 from msgspec import UNSET
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from contextd.core.context import (
@@ -23,10 +23,10 @@ from contextd.core.context import (
 )
 from contextd.core.errors import IdTaken, InvalidRequest, PayloadTooLarge, ShuttingDown
 from contextd.core.machine import State
-from contextd.core.turn import TurnStatus
 from contextd.core.values import JsonObject
 from contextd.service.ledger import Ledger
 from contextd.service.toolset import ALL, Toolset
+from contextd.service.turn_rows import CANCELLED, QUEUED, RUNNING, UNDECIDED
 from contextd.service.wire import context_wire, decode_cursor, encode_cursor
 from contextd.store.edit import ContextEdit
 from contextd.store.reader import ContextSnapshot, Reader
@@ -156,7 +156,7 @@ class Contexts:
     async def delete(self, context_id: str) -> None:
         """Ends everything of the context at once; what it kept is purged after. Its id stays used."""
 
-        async def work(connection: AsyncConnection) -> tuple[AnyRow, list[str]]:
+        async def work(connection: AsyncConnection) -> tuple[AnyRow, list[str], int]:
             row = (await ContextEdit.begin(connection, context_id, self._ledger.clock_ms())).row
             await connection.execute(delete(contexts).where(contexts.c.key == row.key))
             # A writer that has not heard yet must find its message closed.
@@ -173,9 +173,14 @@ class Contexts:
             )
             ended = await connection.execute(
                 update(turns)
-                .where(turns.c.context_key == row.key, turns.c.status.in_(("running", "queued")))
-                .values(status="cancelled", owner_id=None, lease_expires_at=None)
+                .where(turns.c.context_key == row.key, turns.c.status.in_((RUNNING, QUEUED)))
+                .values(status=CANCELLED, owner_id=None, lease_expires_at=None)
                 .returning(turns.c.id)
+            )
+            calls = await connection.scalar(
+                select(func.count())
+                .select_from(tool_calls)
+                .where(tool_calls.c.context_key == row.key, tool_calls.c.status.in_(UNDECIDED))
             )
             await connection.execute(
                 insert(tombstones).values(
@@ -185,13 +190,14 @@ class Contexts:
                     deleted_at=self._ledger.clock_ms(),
                 )
             )
-            return row, list(ended.scalars())
+            return row, list(ended.scalars()), calls or 0
 
-        def tell(outcome: tuple[AnyRow, list[str]]) -> None:
-            row, ended = outcome
+        def tell(outcome: tuple[AnyRow, list[str], int]) -> None:
+            row, ended, calls = outcome
             self._ledger.tail.drop_context(context_id)
             self._ledger.hub.publish_deleted(context_id, row.revision + 1)
-            self._ledger.turn_outcomes[TurnStatus.CANCELLED.value] += len(ended)
+            self._ledger.turn_outcomes[CANCELLED] += len(ended)
+            self._ledger.call_outcomes[CANCELLED] += calls
             for turn_id in ended:
                 self._ledger.listener.turn_stopped(turn_id)
             self._to_purge.set()

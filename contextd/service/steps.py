@@ -24,6 +24,7 @@ from contextd.service.turn_rows import (
     cancel_calls,
     find_turn,
     interrupt_messages,
+    is_answered,
     referred_paths,
     running_turn,
 )
@@ -36,7 +37,7 @@ from contextd.store.writer import Refused
 # Waiting for people and external tools is no work of the turn (§6).
 WAITING_STATES = frozenset({State.AWAITING_TOOL_APPROVAL, State.AWAITING_TOOL_RESULTS})
 # Where an end changes what the context shows of its calls (§4).
-CALL_STATES = WAITING_STATES | {State.EXECUTING_TOOLS}
+CALL_STATES = WAITING_STATES | {State.PROCESSING_LLM_RESPONSE, State.EXECUTING_TOOLS}
 
 
 class TurnLostError(Refused):
@@ -175,7 +176,9 @@ class Steps:
     async def finish_in(self, edit: ContextEdit, row: AnyRow) -> None:
         """The turn is done; the next queued one starts in the same transaction."""
         await edit.step(Trigger.FINISH, turn=row)
-        await self._end(edit, row, TurnStatus.COMPLETED, None)
+        seen = await is_answered(edit, row)
+        await self._close_turn(edit, row, TurnStatus.COMPLETED, None, seen=seen)
+        await self.start_next(edit)
 
     async def fail_transiently(
         self, turn: StartedTurn, error: Problem, *, wait_ms: int, usage: Usage | None
@@ -216,10 +219,10 @@ class Steps:
             detail=detail,
             record=edit.state in CALL_STATES,
         )
-        await edit.close_messages(
-            await edit.open_rows(turn_id=row.id), MessageStatus.FAILED, error=error
-        )
-        await self._end(edit, row, TurnStatus.FAILED, error)
+        seen = await edit.open_rows(turn_id=row.id)
+        await edit.close_messages(seen, MessageStatus.FAILED, error=error)
+        await self._close_turn(edit, row, TurnStatus.FAILED, error, seen=bool(seen))
+        await self.start_next(edit)
 
     # What anybody may do to a turn.
 
@@ -243,8 +246,9 @@ class Steps:
     async def cancel_in(self, edit: ContextEdit, row: AnyRow) -> None:
         """Cancels a running turn inside an edit, and starts no other."""
         await edit.step(Trigger.CANCEL, turn=row, record=edit.state in CALL_STATES)
-        await edit.close_messages(await edit.open_rows(turn_id=row.id), MessageStatus.CANCELLED)
-        await self._close_turn(edit, row, TurnStatus.CANCELLED, None)
+        seen = await edit.open_rows(turn_id=row.id)
+        await edit.close_messages(seen, MessageStatus.CANCELLED)
+        await self._close_turn(edit, row, TurnStatus.CANCELLED, None, seen=bool(seen))
         edit.stopped_turn_ids.append(row.id)
 
     async def stop_producers(self, edit: ContextEdit) -> None:
@@ -263,7 +267,7 @@ class Steps:
             elif row.status == QUEUED:
                 edit.change(record=True)
                 await edit.supersede([row.user_message_key])
-                await self._close_turn(edit, row, TurnStatus.CANCELLED, None)
+                await self._close_turn(edit, row, TurnStatus.CANCELLED, None, seen=False)
             else:
                 return CancelAnswer(state=edit.state, cancelled_turn_id=None)
             return CancelAnswer(state=edit.state, cancelled_turn_id=turn_id)
@@ -379,28 +383,17 @@ class Steps:
             StartedTurn(context_id=edit.context_id, id=turn_id, key=key, fence=fence)
         )
 
-    async def _end(
-        self, edit: ContextEdit, row: AnyRow, status: TurnStatus, error: Problem | None
-    ) -> None:
-        await self._close_turn(edit, row, status, error)
-        await self.start_next(edit)
-
     async def _close_turn(
-        self, edit: ContextEdit, row: AnyRow, status: TurnStatus, error: Problem | None
+        self,
+        edit: ContextEdit,
+        row: AnyRow,
+        status: TurnStatus,
+        error: Problem | None,
+        *,
+        seen: bool,
     ) -> None:
-        """The turn's one end. Without an assistant's message it gets an empty one (§6)."""
-        answered = await edit.connection.scalar(
-            select(func.count())
-            .select_from(messages)
-            .where(
-                messages.c.context_key == edit.key,
-                messages.c.turn_id == row.id,
-                messages.c.key != row.user_message_key,
-                messages.c.role == Role.ASSISTANT.value,
-                ~messages.c.superseded,
-            )
-        )
-        if not answered:
+        """The turn's one end. Unless a message shows it, it gets an empty one that does (§6)."""
+        if not seen:
             draft = MessageDraft(
                 id=self._ledger.new_id(),
                 role=Role.ASSISTANT,

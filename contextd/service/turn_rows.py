@@ -15,6 +15,7 @@ from contextd.store.tables import AnyRow, messages, tool_calls, turns
 
 RUNNING = TurnStatus.RUNNING.value
 QUEUED = TurnStatus.QUEUED.value
+CANCELLED = TurnStatus.CANCELLED.value  # of a call too
 UNDECIDED = tuple(
     status.value
     for status in (ToolCallStatus.PENDING, ToolCallStatus.APPROVED, ToolCallStatus.RUNNING)
@@ -56,6 +57,18 @@ async def interrupt_messages(edit: ContextEdit, row: AnyRow, error: Problem) -> 
     await edit.tree.close_up(rows)
 
 
+async def is_answered(edit: ContextEdit, row: AnyRow) -> bool:
+    """Whether the turn has an assistant's message."""
+    found = await edit.connection.scalar(
+        select(messages.c.key)
+        .where(messages.c.context_key == edit.key, messages.c.turn_id == row.id)
+        .where(messages.c.key != row.user_message_key, ~messages.c.superseded)
+        .where(messages.c.role == Role.ASSISTANT.value)
+        .limit(1)
+    )
+    return found is not None
+
+
 async def add_usage(edit: ContextEdit, row: AnyRow, usage: Usage | None) -> None:
     if usage is None:
         return
@@ -67,14 +80,13 @@ async def add_usage(edit: ContextEdit, row: AnyRow, usage: Usage | None) -> None
 
 async def cancel_calls(edit: ContextEdit, turn_id: str) -> None:
     """Of a turn that ends before its calls did."""
-    cancelled = ToolCallStatus.CANCELLED.value
     ended = await edit.connection.execute(
         update(tool_calls)
         .where(tool_calls.c.context_key == edit.key, tool_calls.c.turn_id == turn_id)
         .where(tool_calls.c.status.in_(UNDECIDED))
-        .values(status=cancelled, error="cancelled", ended_at=edit.now)
+        .values(status=CANCELLED, error="cancelled", ended_at=edit.now)
     )
-    edit.call_outcomes += [cancelled] * ended.rowcount
+    edit.call_outcomes += [CANCELLED] * ended.rowcount
 
 
 async def add_references(

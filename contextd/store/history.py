@@ -1,9 +1,9 @@
 """What has happened in a context: messages as a model is to see them, calls, turns, steps (§5, §6, §8)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
-from sqlalchemy import Select, or_, select
+from sqlalchemy import ColumnElement, Select, Text, or_, select, type_coerce
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from contextd.core.errors import TurnNotFound
@@ -15,19 +15,21 @@ from contextd.store.text import read_whole
 from contextd.store.tree import on_branch
 
 MERGED_FROM = "merged_from"  # the member of a copy's metadata
+IDS_GROUP = 50  # ids in one condition
 
 
 class Told(msgspec.Struct, frozen=True):
     """A stored message with its text, the call that it asks for, and the turn that it belongs to.
 
     `turn` is the first of those that tried again. A message without one, and the files that it refers
-    to, are a turn of their own, by its id.
+    to, are a turn of their own, by its id. `running`: it is the turn that the model is asked for.
     """
 
     row: AnyRow
     text: str
     call: AnyRow | None
     turn: str
+    running: bool = False
 
 
 class History:
@@ -43,7 +45,8 @@ class History:
 
         Leaves out thinking, what has no text, and the answers of turns that were tried again. All of
         the turn itself, and of what came before it the newest, whole, as many as fit in both bounds.
-        The files that a message refers to come before it, also where the branch forked off in between.
+        The files that a message refers to come before it and count with it, also where the branch forked
+        off in between.
         The second part has the texts of the calls' results, by the keys of their messages.
         """
         async with self._reader.snapshot() as connection:
@@ -74,12 +77,12 @@ class History:
                     shown.where(or_(messages.c.turn_id.is_(None), ~of_turn)).limit(messages_max)
                 )
             ).all()
-            left = bytes_max - sum(row.bytes for row in mine)
-            chosen = await _with_files(
-                connection,
-                context.key,
-                sorted([*mine, *_newest_that_fit(before, left)], key=lambda row: row.depth),
-            )
+            files = await _files_of(connection, context.key, [*mine, *before])
+            own, older = _with_files(mine, files), _with_files(before, files)
+            left = bytes_max - sum(row.bytes for group in own for row in group)
+            fitting = _newest_that_fit(older, messages_max - sum(map(len, own)), left)
+            groups = sorted([*own, *fitting], key=lambda group: group[-1].depth)
+            chosen = [row for group in groups for row in group]
             calls = await _calls_of(connection, [row.key for row in chosen])
             result_keys = [c.result_message_key for c in calls.values() if c.result_message_key]
             texts = await read_whole(connection, [*(row.key for row in chosen), *result_keys])
@@ -90,6 +93,7 @@ class History:
                     texts.get(row.key, ""),
                     calls.get(row.key),
                     roots.get(row.turn_id, row.turn_id) or _referring(row) or origin(row),
+                    row.turn_id in family,
                 )
                 for row in chosen
             ],
@@ -191,25 +195,41 @@ async def _calls_of(connection: AsyncConnection, message_keys: Sequence[int]) ->
     return {row.message_key: row for row in rows}
 
 
-async def _with_files(
+async def _files_of(
     connection: AsyncConnection, context_key: int, rows: Sequence[AnyRow]
-) -> list[AnyRow]:
-    """The rows, each after the files that it refers to. A file without who refers to it is left out."""
-    said = [row for row in rows if _referring(row) is None]
+) -> dict[str, list[AnyRow]]:
+    """What was attached to those of the rows that refer to files, by the ids of who refers to them."""
     files: dict[str, dict[str, AnyRow]] = {
-        origin(row): {} for row in said if row.kind == FILE_REFERENCE
+        origin(row): {} for row in rows if row.kind == FILE_REFERENCE and not _is_attached(row)
     }
     if not files:
-        return said
-    found = await connection.execute(
+        return {}
+    metadata: ColumnElement[str] = type_coerce(messages.c.metadata, Text)
+    attached = (
         select_messages(context_key)
         .where(messages.c.kind == FILE_REFERENCE, messages.c.role == Role.TOOL.value)
-        .where(~messages.c.superseded)
+        .where(messages.c.status != "streaming", ~messages.c.superseded)
         .order_by(messages.c.key)
     )
-    for row in found:
-        files.get(_referring(row) or "", {}).setdefault(origin(row), row)  # or a copy of it
-    return [one for row in said for one in (*files.get(origin(row), {}).values(), row)]
+    ids = list(files)
+    for start in range(0, len(ids), IDS_GROUP):
+        named = [
+            metadata.contains(f'"{id_}"', autoescape=True) for id_ in ids[start : start + IDS_GROUP]
+        ]
+        for row in await connection.execute(attached.where(or_(*named))):
+            files.get(_referring(row) or "", {}).setdefault(origin(row), row)  # or a copy of it
+    return {id_: list(attached.values()) for id_, attached in files.items()}
+
+
+def _with_files(
+    rows: Sequence[AnyRow], files: Mapping[str, Sequence[AnyRow]]
+) -> list[list[AnyRow]]:
+    """Each message as a group of its own, after what was attached to it."""
+    return [[*files.get(origin(row), ()), row] for row in rows if not _is_attached(row)]
+
+
+def _is_attached(row: AnyRow) -> bool:
+    return _referring(row) is not None
 
 
 def _referring(row: AnyRow) -> str | None:
@@ -233,15 +253,17 @@ def merged_from(row: AnyRow) -> JsonObject | None:
     return told if whole else None
 
 
-def _newest_that_fit(rows: Sequence[AnyRow], bytes_max: int) -> list[AnyRow]:
-    """The first rows whose bytes add up to at most `bytes_max`."""
-    chosen: list[AnyRow] = []
-    left = bytes_max
-    for row in rows:
-        left -= row.bytes
-        if left < 0:
+def _newest_that_fit(
+    groups: Sequence[list[AnyRow]], messages_max: int, bytes_max: int
+) -> list[list[AnyRow]]:
+    """The first groups that together are within both bounds."""
+    chosen: list[list[AnyRow]] = []
+    for group in groups:
+        messages_max -= len(group)
+        bytes_max -= sum(row.bytes for row in group)
+        if messages_max < 0 or bytes_max < 0:
             break
-        chosen.append(row)
+        chosen.append(group)
     return chosen
 
 

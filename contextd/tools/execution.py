@@ -94,9 +94,7 @@ def _outcome(tool: Tool, result: object, bytes_max: int) -> Outcome:
         return _raised(tool, result.error, bytes_max)
     try:
         content = _text(result, bytes_max)
-    except (
-        BaseException
-    ) as error:  # what encodes a value may be the tool's code too, and raise anything
+    except BaseException as error:  # what makes it JSON may be the tool's code too
         _log(tool, error)
         words = f"The tool ran, but its answer, of type {type(result).__name__}, has no JSON."
         return _failed("invalid_result", words, bytes_max)

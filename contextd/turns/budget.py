@@ -65,8 +65,11 @@ class Budget:
 
 
 def _turns(told: Sequence[Told]) -> list[list[Told]]:
-    """By turns, of which none is cut: what was stored in the midst of one goes with it."""
-    last = {one.turn: index for index, one in enumerate(told)}
+    """By turns, of which none is cut: what was stored in the midst of one goes with it.
+
+    The running turn is the last, with all that was stored since it began.
+    """
+    last = {one.turn: len(told) if one.running else index for index, one in enumerate(told)}
     turns: list[list[Told]] = []
     end = -1
     for index, one in enumerate(told):

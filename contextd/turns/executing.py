@@ -8,7 +8,7 @@ import structlog
 from contextd.core.tool_call import ToolCallStatus
 from contextd.service import CallSteps, Toolset
 from contextd.service.call_rows import CallOutcome
-from contextd.service.call_steps import CallToRun, CheckedCall
+from contextd.service.call_steps import CallToRun, CheckedCall, unknown_tool
 from contextd.settings import Settings
 from contextd.store.notices import StartedTurn
 from contextd.store.tables import AnyRow
@@ -39,7 +39,7 @@ class Executing:
     async def run(self, turn: StartedTurn) -> None:
         """Runs the calls that are approved, and stores each result as it comes.
 
-        All at once, or where there are very many, so many at a time.
+        All at once, or where there are very many, in groups of so many.
         """
         more = True
         while more:
@@ -80,11 +80,7 @@ class Executing:
     async def _run(self, turn: StartedTurn, context: AnyRow, call: CallToRun) -> None:
         tool = self._toolset.get(context, call.name)
         if tool is None:  # it has gone since it was marked
-            outcome = CallOutcome(
-                status=ToolCallStatus.FAILED,
-                content=f"unknown_tool: there is no tool {call.name!r} here any more.",
-                error="unknown_tool",
-            )
+            outcome = unknown_tool(call.name)
         else:
             ended = await execute(
                 tool,

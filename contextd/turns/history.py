@@ -29,7 +29,8 @@ def build_history(said: Sequence[Told], results: Mapping[int, str]) -> list[Hist
             reply = []
         if one.row.role == Role.ASSISTANT:
             reply.append(one)
-        elif one.row.kind == FILE_REFERENCE:  # the text of a file is told by who refers to it
+        elif one.row.kind == FILE_REFERENCE and one.row.role == Role.TOOL:
+            # The text of a file is told by who refers to it.
             history.append(HistoryMessage(role=Role.USER, content=one.text))
         else:
             history.append(HistoryMessage(role=Role(one.row.role), content=one.text))

@@ -250,7 +250,9 @@ class Turns(TurnListener):
         await asyncio.sleep(STORE_RETRY_S)
         view = await stored(lambda: self._steps.view(turn))
         if view.state in RESPONDING:
-            await self._steps.fail_transiently(turn, UNCONFIRMED, wait_ms=0, usage=None)
+            await stored(
+                lambda: self._steps.fail_transiently(turn, UNCONFIRMED, wait_ms=0, usage=None)
+            )
             view = _at(view, State.TRANSIENT_FAILURE)
         return view
 

@@ -25,6 +25,8 @@ STEPS_MAX = 100_000
 RANGE_MAX = 10_000
 CHARS_MAX = 1_000_000  # of the whole text, and of each value on the way
 TIME_MAX_S = 1.0
+DIGITS_MAX = 4000  # of a whole number: one division of two much larger ones takes seconds
+PRECISION_MAX = 100
 
 Clock = Callable[[], float]
 
@@ -90,7 +92,9 @@ def _weight(value: object) -> int:
         return len(value)
     if isinstance(value, list | tuple):
         return sum(1 + (len(item) if isinstance(item, str) else 20) for item in value)
-    return value.bit_length() // 3 if isinstance(value, int) else 1
+    if isinstance(value, int) and value.bit_length() > DIGITS_MAX * 10 // 3:
+        raise TemplateStopped(f"a number would have more than {DIGITS_MAX} digits")
+    return 1
 
 
 def _weighed(weight: int) -> None:
@@ -151,13 +155,19 @@ def _indent(text: object, width: int = 4, first: bool = False) -> str:
     return "\n".join(rest if first else [lines[0], *rest[1:]])
 
 
+def _round(value: Any, precision: int = 0, method: Any = "common") -> Any:
+    if abs(precision) > PRECISION_MAX:  # it makes a number of so many digits on the way
+        raise TemplateStopped(f"round goes to {PRECISION_MAX} digits")
+    return FILTERS["round"](value, precision, method)
+
+
 def _tojson(value: object) -> str:
     # Jinja's own is for HTML: it would write `<` and quotes as escapes.
     return json.dumps(value, ensure_ascii=False)
 
 
 _PLAIN_FILTERS = """
-    abs capitalize count d default first float int last length list lower max min reverse round sort
+    abs capitalize count d default first float int last length list lower max min reverse sort
     sum title trim truncate unique upper urlencode wordcount
 """
 _FILTERS: dict[str, Any] = {
@@ -165,6 +175,7 @@ _FILTERS: dict[str, Any] = {
     "indent": _indent,
     "join": _join,
     "replace": _replace,
+    "round": _round,
     "tojson": _tojson,
 }
 _METHODS = """

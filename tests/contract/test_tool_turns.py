@@ -330,7 +330,9 @@ async def test_a_cancel_by_another_process_while_a_tool_runs(begin: Start, tmp_p
         with pytest.raises(ToolCallDecided):
             await answer(one, (await calls_of(one))[1])
         assert (await journal(one))[-1] == "cancel"
-        assert [m.role for m in await conversation(one)] == ["user", "assistant", "assistant"]
+        *_, text, said, end = await conversation(one)
+        assert [m.role for m in (text, said, end)] == ["assistant"] * 3
+        assert (end.status, end.final_sequence) == ("cancelled", 0)
 
 
 async def test_a_cancel_by_another_process_while_somebody_is_waited_for(begin: Start) -> None:

@@ -113,7 +113,7 @@ def test_a_cancel_while_it_waits(api: ToolApi, context_id: str, place: Place) ->
     turn = api.turn(context_id, turn_id)
     assert turn["status"] == "cancelled"
     kinds = [m["kind"] for m in api.messages(context_id)]
-    assert kinds == ["text", "text", "tool_call", "tool_call"]
+    assert kinds == ["text", "text", "tool_call", "tool_call", "text"]  # the last says the end
     for decision in ("approve", "deny"):
         answer = api.post_decisions(context_id, verdict(second["id"], decision))
         problem(answer, 409, "tool_call_decided")

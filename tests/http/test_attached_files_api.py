@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filing import HISTORY_BYTES
 from tooling import Chat, ToolApi
 from wire import Json, ok, problem
 
@@ -132,3 +133,27 @@ def test_what_is_shown_instead_is_bounded(api: ToolApi, context_id: str, payload
     response = api.http.post(f"/contexts/{context_id}/messages", json={"payload": payload})
     assert problem(response, 413, "payload_too_large")["limit_bytes"] == 65_536
     assert api.messages(context_id) == []
+
+
+def test_files_count_with_their_message(filing: ToolApi, files_folder: Path, chat: Chat) -> None:
+    """Wherever they are brought from, the bound of what is sent holds (§6), and the newest are kept."""
+    chat.replies.append("fine")
+    context_id = filing.create(provider="openai", tools=[])
+    branch = f"/contexts/{context_id}/branches"
+    ok(filing.http.post(branch, json={"name": "side"}), 201)
+    notes = []
+    for number in range(6):
+        name = f"bound-{number}.md"
+        (files_folder / name).write_text(f"mark-{number} " + "x" * 400)
+        note = refer(filing, context_id, name, status=201, respond=False, branch="side")
+        notes.append(note["message_id"])
+    body = {"source": "side", "message_ids": notes}
+    assert len(ok(filing.http.post(f"{branch}/main/merge", json=body))["added"]) == 6
+    filing.run(context_id, "so?")
+    text = "".join(str(message["content"]) for message in chat.requests[-1]["messages"])
+    assert len(text) < HISTORY_BYTES
+    shown = [number for number in range(6) if f"mark-{number}" in text]
+    assert shown == [number for number in range(6) if f"bound-{number}.md" in text]
+    assert shown
+    assert shown == list(range(shown[0], 6))
+    assert shown[0] > 0

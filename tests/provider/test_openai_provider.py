@@ -369,7 +369,16 @@ async def test_openais_own_server_needs_a_model_and_a_key() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["localhost:8080/v1", "ftp://h/v1", "http://", "http://h:x/", "//h"]
+    "url",
+    [
+        "localhost:8080/v1",
+        "ftp://h/v1",
+        "http://",
+        "http://h:x/",
+        "//h",
+        "http://h\n/v1",
+        "http://h\x7f/v1",
+    ],
 )
 def test_a_wrong_url_is_refused_at_once(url: str) -> None:
     """By the name of its setting."""
