@@ -18,9 +18,9 @@ import uvicorn
 from rich.console import Console
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from contextd import __version__
+from contextd.core.errors import Overloaded
 from contextd.http.application import make_application
-from contextd.http.gate import LOOPBACK_NAMES
+from contextd.listening import announce, check_exposure, listen
 from contextd.log import configure_logging
 from contextd.provider import Provider
 from contextd.provider.late import LateProvider
@@ -64,9 +64,9 @@ log = structlog.get_logger(__name__)
 # Objects live long here and cycles are rare: fewer, later collections cut the worst delays of a
 # thousand readers from 57 to 11 ms.
 GC_THRESHOLDS = (50_000, 20, 1000)
+START_TRIES, START_PAUSE_S = 30, 0.5
 CLOSE_S = 5.0  # for each thing that is let go at the end
 LEAVE_S = 0.5  # for what is left after that
-BACKLOG = 4096
 KEEP_ALIVE_S = 75
 
 
@@ -163,15 +163,16 @@ async def running(
     in_use = dict(providers or make_providers(settings))
     workspace = open_workspace(settings)
     tools = ServerTools(settings, workspace)
-    checker = ArgumentChecker()
+    # Two, so that no running turn waits behind what clients declare and decide.
+    for_turns, for_clients = ArgumentChecker(), ArgumentChecker()
     toolset = Toolset(lambda: tools.by_name)
-    service = make_service(settings, ledger, reader, in_use, toolset, checker, workspace)
+    service = make_service(settings, ledger, reader, in_use, toolset, for_clients, workspace)
     turns = Turns(
         ledger=ledger,
         steps=service.steps,
         calls=service.call_steps,
         toolset=toolset,
-        executing=Executing(service.call_steps, toolset, checker, settings),
+        executing=Executing(service.call_steps, toolset, for_turns, settings),
         payloads=service.payloads,
         recovery=service.recovery,
         history=History(reader),
@@ -183,8 +184,8 @@ async def running(
     background: list[asyncio.Task[Any]] = []
     try:
         await tools.open()
-        await presence.enter(service.recovery.expire_all_leases)
-        await turns.recover()
+        await presence.enter(lambda: _taken(service.recovery.expire_all_leases))
+        await _taken(turns.recover)
         background += [
             asyncio.create_task(turns.keep(), name="turns-keep"),
             asyncio.create_task(service.producers.keep(), name="producers-keep"),
@@ -209,13 +210,26 @@ async def running(
             writer.close,
             reader.close,
             tools.close,
-            checker.close,
+            for_turns.close,
+            for_clients.close,
             *(provider.aclose for provider in in_use.values()),
             presence.leave,
             engines.dispose,
         ):
             await _within_limit(close)
         hub.stop()
+
+
+async def _taken(write: Callable[[], Awaitable[object]]) -> None:
+    """Writes, and again while other processes keep the database busy. Raises `Overloaded` in the end."""
+    for left in reversed(range(START_TRIES)):
+        try:
+            await write()
+            return
+        except Overloaded:
+            if not left:
+                raise
+            await asyncio.sleep(START_PAUSE_S)
 
 
 async def _within_limit(close: Callable[[], Awaitable[object]]) -> None:
@@ -342,58 +356,18 @@ class _Server(uvicorn.Server):
         self._start_up.over = True
         await super().startup(sockets)
         if sockets and not self.should_exit:
-            _announce(self._console, self._contextd.settings, sockets[0])
+            announce(self._console, self._contextd.settings, sockets[0])
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         super().handle_exit(sig, frame)
         self._loop.call_soon_threadsafe(self._contextd.farewell)
 
 
-def _announce(console: Console, settings: Settings, listening: socket.socket) -> None:
-    host, port = listening.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    url = f"http://{shown}:{port}"
-    console.print(f"contextd {__version__} listens on {url}", markup=False, highlight=False)
-    console.print(
-        f"  provider {settings.provider}; try: contextd send --create hello 'Hello' --url {url}",
-        style="dim",
-        markup=False,
-        highlight=False,
-    )
-
-
-def _listen(settings: Settings) -> socket.socket:
-    """The listening socket. Raises `SettingsError` in words when it cannot be had."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((settings.host, settings.port))
-        listening.listen(BACKLOG)
-        listening.setblocking(False)
-    except OSError as error:
-        listening.close()
-        raise SettingsError(
-            f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}"
-        ) from None
-    return listening
-
-
-def _check_exposure(settings: Settings) -> None:
-    """Without auth only this machine is served, unless the operator says otherwise (§11)."""
-    loopback = settings.host in {name.strip("[]") for name in LOOPBACK_NAMES}
-    if not loopback and not settings.host.startswith("127.") and not settings.allow_remote:
-        raise SettingsError(
-            f"--host {settings.host} would serve other machines without any authentication; "
-            "say --allow-remote if that is meant"
-        )
-
-
 async def serve(settings: Settings, console: Console) -> None:
     """Serves until SIGTERM or SIGINT. Raises `SettingsError` or `StoreError`."""
-    _check_exposure(settings)
+    check_exposure(settings)
     start_up = _StartUp()
-    listening = _listen(settings)
+    listening = listen(settings)
     try:
         async with running(settings) as contextd:
             config = uvicorn.Config(

@@ -42,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         terminal.complain(f"{error.format_message()} {_where_to_look(error)}")
         return error.exit_code
+    except UnicodeEncodeError:
+        terminal.complain("an argument is not UTF-8")
+        return 2
     except SettingsError as error:
         terminal.complain(str(error))
         return 2

@@ -59,21 +59,22 @@ class Waits:
     async def note(self, state: str) -> None:
         """To be told of each state."""
         if state == State.AWAITING_TOOL_APPROVAL:
-            if self._told("waits for a decision on", await self._calls(ToolCallStatus.PENDING)):
-                self._say(
-                    f"decide with: contextd decide {self._context_id} approve{self._url} (or deny)"
-                )
+            new = self._tell("waits for a decision on", await self._calls(ToolCallStatus.PENDING))
+            if new:  # by their ids: others may wait by the time that somebody decides
+                named = "".join(f" --call {call.id}" for call in new)
+                command = f"contextd decide {self._context_id} approve{named}{self._url}"
+                self._say(f"decide with: {command} (or deny)")
         elif state == State.AWAITING_TOOL_RESULTS:
             called = await self._calls(ToolCallStatus.APPROVED)
-            self._told("waits for the result of", [call for call in called if call.external])
+            self._tell("waits for the result of", [call for call in called if call.external])
 
-    def _told(self, what: str, calls: Sequence[ToolCall]) -> bool:
-        """Whether there was one to tell of."""
+    def _tell(self, what: str, calls: Sequence[ToolCall]) -> list[ToolCall]:
+        """Those that had not been told of."""
         new = [call for call in calls if f"{what} {call.id}" not in self._said]
         for call in new:
             self._said.add(f"{what} {call.id}")
             self._say(f"{what} {described(call, chars_max=ARGUMENTS_CHARS_MAX)}")
-        return bool(new)
+        return new
 
     async def _calls(self, status: ToolCallStatus) -> list[ToolCall]:
         async def ask() -> list[ToolCall]:

@@ -20,11 +20,16 @@ _SYMBOLS = {
     **{code: 0x2400 + code for code in range(32) if code not in {9, 10}},  # but tab and line feed
     127: 0x2421,
     **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),
+    # What turns the direction of what follows: it could show a call as another one.
+    **dict.fromkeys((*range(0x202A, 0x202F), *range(0x2066, 0x206A)), 0xFFFD),
 }
 
 
 def visible(text: str) -> str:
-    """`text` with control characters but tab and line feed as symbols: ESC is `␛`."""
+    """`text` with control characters but tab and line feed as symbols: ESC is `␛`.
+
+    So are those that change the direction of writing.
+    """
     return text.translate(_SYMBOLS)
 
 

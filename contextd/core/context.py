@@ -34,6 +34,7 @@ class ExternalTool(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 Tool: TypeAlias = Id | ExternalTool
+Tools: TypeAlias = Annotated[list[Tool], msgspec.Meta(max_length=256)]
 
 
 class ContextRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -45,7 +46,7 @@ class ContextRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     system_prompt: Document | None = None
     provider: Label | None = None
     model: Label | None = None
-    tools: list[Tool] | None = None  # all that the server has
+    tools: Tools | None = None  # all that the server has
     approval_policy: ApprovalPolicy = msgspec.field(default_factory=ApprovalPolicy)
     on_busy: OnBusy = "enqueue"
     metadata: JsonObject = msgspec.field(default_factory=dict)
@@ -68,7 +69,7 @@ class ContextPatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     system_prompt: Document | UnsetType | None = UNSET
     provider: Label | UnsetType | None = UNSET
     model: Label | UnsetType | None = UNSET
-    tools: list[Tool] | UnsetType | None = UNSET
+    tools: Tools | UnsetType | None = UNSET
     approval_policy: ApprovalPolicyPatch | UnsetType | None = UNSET
     on_busy: OnBusy | UnsetType | None = UNSET
     metadata: JsonObject | UnsetType | None = UNSET

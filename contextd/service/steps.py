@@ -13,6 +13,7 @@ from sqlalchemy import func, insert, select, update
 
 from contextd.core.machine import State, Trigger, advance
 from contextd.core.message import MessageStatus, Problem, Role, Usage
+from contextd.core.tool_call import TOOL_CALL, TOOL_RESULT
 from contextd.core.turn import CancelAnswer, LeftOut, RetryAnswer, TurnStatus
 from contextd.core.values import JsonObject
 from contextd.service.ledger import Ledger
@@ -24,7 +25,7 @@ from contextd.service.turn_rows import (
     cancel_calls,
     find_turn,
     interrupt_messages,
-    is_answered,
+    last_said,
     referred_paths,
     running_turn,
 )
@@ -176,7 +177,7 @@ class Steps:
     async def finish_in(self, edit: ContextEdit, row: AnyRow) -> None:
         """The turn is done; the next queued one starts in the same transaction."""
         await edit.step(Trigger.FINISH, turn=row)
-        seen = await is_answered(edit, row)
+        seen = await last_said(edit, row) is not None
         await self._close_turn(edit, row, TurnStatus.COMPLETED, None, seen=seen)
         await self.start_next(edit)
 
@@ -219,9 +220,8 @@ class Steps:
             detail=detail,
             record=edit.state in CALL_STATES,
         )
-        seen = await edit.open_rows(turn_id=row.id)
-        await edit.close_messages(seen, MessageStatus.FAILED, error=error)
-        await self._close_turn(edit, row, TurnStatus.FAILED, error, seen=bool(seen))
+        seen = await self._close_open(edit, row, MessageStatus.FAILED, error)
+        await self._close_turn(edit, row, TurnStatus.FAILED, error, seen=seen)
         await self.start_next(edit)
 
     # What anybody may do to a turn.
@@ -246,9 +246,8 @@ class Steps:
     async def cancel_in(self, edit: ContextEdit, row: AnyRow) -> None:
         """Cancels a running turn inside an edit, and starts no other."""
         await edit.step(Trigger.CANCEL, turn=row, record=edit.state in CALL_STATES)
-        seen = await edit.open_rows(turn_id=row.id)
-        await edit.close_messages(seen, MessageStatus.CANCELLED)
-        await self._close_turn(edit, row, TurnStatus.CANCELLED, None, seen=bool(seen))
+        seen = await self._close_open(edit, row, MessageStatus.CANCELLED, None)
+        await self._close_turn(edit, row, TurnStatus.CANCELLED, None, seen=seen)
         edit.stopped_turn_ids.append(row.id)
 
     async def stop_producers(self, edit: ContextEdit) -> None:
@@ -382,6 +381,14 @@ class Steps:
         edit.started_turns.append(
             StartedTurn(context_id=edit.context_id, id=turn_id, key=key, fence=fence)
         )
+
+    async def _close_open(
+        self, edit: ContextEdit, row: AnyRow, status: MessageStatus, error: Problem | None
+    ) -> bool:
+        """Closes what the turn was writing; says if its end is seen by that, or by an answer before."""
+        rows = await edit.open_rows(turn_id=row.id)
+        await edit.close_messages(rows, status, error=error)
+        return bool(rows) or await last_said(edit, row) not in (None, TOOL_CALL, TOOL_RESULT)
 
     async def _close_turn(
         self,

@@ -16,6 +16,11 @@ from contextd.store.tables import AnyRow, messages, tool_calls, turns
 RUNNING = TurnStatus.RUNNING.value
 QUEUED = TurnStatus.QUEUED.value
 CANCELLED = TurnStatus.CANCELLED.value  # of a call too
+BEFORE_THE_ANSWER = (
+    State.PROCESSING_USER_MESSAGE,
+    State.AWAITING_LLM_RESPONSE,
+    State.TRANSIENT_FAILURE,
+)
 UNDECIDED = tuple(
     status.value
     for status in (ToolCallStatus.PENDING, ToolCallStatus.APPROVED, ToolCallStatus.RUNNING)
@@ -57,16 +62,17 @@ async def interrupt_messages(edit: ContextEdit, row: AnyRow, error: Problem) -> 
     await edit.tree.close_up(rows)
 
 
-async def is_answered(edit: ContextEdit, row: AnyRow) -> bool:
-    """Whether the turn has an assistant's message."""
-    found = await edit.connection.scalar(
-        select(messages.c.key)
+async def last_said(edit: ContextEdit, row: AnyRow) -> str | None:
+    """The kind of the turn's last message, other than the user's and its files; null without one."""
+    kind: str | None = await edit.connection.scalar(
+        select(messages.c.kind)
         .where(messages.c.context_key == edit.key, messages.c.turn_id == row.id)
         .where(messages.c.key != row.user_message_key, ~messages.c.superseded)
-        .where(messages.c.role == Role.ASSISTANT.value)
+        .where(messages.c.kind != FILE_REFERENCE)
+        .order_by(messages.c.key.desc())
         .limit(1)
     )
-    return found is not None
+    return kind
 
 
 async def add_usage(edit: ContextEdit, row: AnyRow, usage: Usage | None) -> None:
@@ -114,7 +120,7 @@ async def add_references(
 
 async def referred_paths(edit: ContextEdit, row: AnyRow) -> list[str]:
     """The paths of a user's message whose files have not been attached yet."""
-    if edit.state not in (State.PROCESSING_USER_MESSAGE, State.AWAITING_LLM_RESPONSE):
+    if edit.state not in BEFORE_THE_ANSWER:
         return []
     message = (
         await edit.connection.execute(

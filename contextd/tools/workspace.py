@@ -26,6 +26,7 @@ from contextd.tools.text import one_line
 PATH_BYTES_MAX = 4096
 PARTS_MAX = 64
 FILE_BYTES_MAX = 8 * 1024 * 1024  # of a larger file only this much is looked at
+BLOCK_BYTES = 65_536
 WRITE_BYTES_MAX = 8 * 1024 * 1024
 ENTRIES_MAX = 1000
 
@@ -249,13 +250,13 @@ def _part(
 ) -> FilePart:
     lines = data.count(b"\n") + (not data.endswith(b"\n")) if data else 0
     first = first_line or 1
-    start = _line_start(data, first)
+    start = line_start(data, first)
     if start == len(data) and first > 1:
         known = (
             f"has {lines} lines" if is_whole else f"has more than {FILE_BYTES_MAX} bytes before it"
         )
         raise WorkspaceError(f"{_short(path)} has no line {first} to be shown: it {known}.")
-    end = len(data) if last_line is None else _line_start(data, last_line + 1)
+    end = len(data) if last_line is None else line_start(data, last_line + 1)
     text, is_cut = _head(data[start:end], bytes_max, is_cut=end == len(data) and not is_whole)
     return FilePart(
         path=path,
@@ -267,13 +268,19 @@ def _part(
     )
 
 
-def _line_start(data: bytes, line: int) -> int:
+def line_start(data: bytes, line: int) -> int:
     """Where this line begins, or the end where there are fewer."""
-    start = 0
-    for _ in range(line - 1):
-        start = data.find(b"\n", start) + 1
-        if start == 0:
-            return len(data)
+    start, left = 0, line - 1
+    while left > 0:
+        end = min(start + BLOCK_BYTES, len(data))
+        found = data.count(b"\n", start, end)  # counting a block is far faster than finding each
+        if found >= left:
+            for _ in range(left):
+                start = data.find(b"\n", start) + 1
+            return start
+        if end == len(data):
+            return end
+        start, left = end, left - found
     return start
 
 

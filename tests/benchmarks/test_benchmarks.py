@@ -12,7 +12,7 @@ from benchmarks import bare_hosting, others, producers
 from benchmarks.command import FIGURES
 from benchmarks.figures import Goal, Row, alternate, percentile
 from benchmarks.pacing import TEXT
-from contextd import app
+from contextd import app, listening
 
 HERE = Path(__file__).resolve().parent
 INSIDE = {"appends", "pulls", "readers", "replay", "latency", "idle", "stopping", "cancelling"}
@@ -22,7 +22,8 @@ OTHERS = {"durable_streams", "rakaia"}
 
 def test_bare_servers_run_under_the_options_of_contextd() -> None:
     """What is compared differs in what it does, and not in how it is served."""
-    for name in ("BACKLOG", "KEEP_ALIVE_S", "GC_THRESHOLDS"):
+    assert bare_hosting.BACKLOG == listening.BACKLOG
+    for name in ("KEEP_ALIVE_S", "GC_THRESHOLDS"):
         assert getattr(bare_hosting, name) == getattr(app, name)
 
 

@@ -135,7 +135,8 @@ def test_send_into_a_pipe_says_what_it_waits_for(
         f'write_file {{"path":"a.md","content":"Tea"}}, call {call.id}\n'
     )
     assert sending.complaint() == (
-        f"contextd: decide with: contextd decide {context_id} approve --url {url} (or deny)\n"
+        f"contextd: decide with: contextd decide {context_id} approve --call {call.id} --url {url}"
+        " (or deny)\n"
     )
     assert contextd("decide", context_id, "approve").code == 0
     assert sending.end() == (0, "I ask. \ndone", "")

@@ -99,10 +99,24 @@ def test_a_pipe_is_utf_8_whatever_the_locale_says(fake: Served, command: Command
     assert ran.stdout.decode() == "You said: é🙂"
 
 
+@pytest.mark.parametrize(
+    "words", [("show", b"\xff"), ("decide", "c", "deny", "--call", "x", "--reason", b"\xff")]
+)
+def test_an_argument_that_is_no_text_is_bad_usage(
+    command: Command, words: tuple[str | bytes, ...]
+) -> None:
+    """One line, whatever the argument is for."""
+    sent = [*command[0], *words]
+    ran = subprocess.run(sent, env=command[1], capture_output=True, check=False)
+    assert (ran.returncode, ran.stdout) == (2, b"")
+    assert ran.stderr == b"contextd: an argument is not UTF-8\n"
+
+
 def test_visible_leaves_text_and_replaces_what_drives_a_terminal() -> None:
     """Tab and line feed stay; every other control character becomes a symbol."""
     assert visible("é🙂\t\n") == "é🙂\t\n"
     assert visible("\x00\x07\r\x1b\x7f\x85\x9b") == "␀␇␍␛␡\ufffd\ufffd"
+    assert visible("a\u202eb\u2066c\u200f") == "a\ufffdb\ufffdc\u200f"
 
 
 def test_a_proxy_that_is_not_there_is_an_error_of_one_line(command: Command) -> None:

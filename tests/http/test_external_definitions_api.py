@@ -55,3 +55,9 @@ def test_any_json_schema_may_be_declared(api: Api, parameters: Json) -> None:
     assert tool["parameters"] == parameters
     patched = ok(api.http.patch(f"/contexts/{context_id}", json={"tools": [tool, external("b")]}))
     assert [one["name"] for one in patched["tools"]] == ["a", "b"]
+
+
+def test_there_may_be_so_many_tools(api: Api) -> None:
+    """Each is checked, and offered with each request."""
+    invalid(api.http.post("/contexts", json={"tools": [f"t{n}" for n in range(257)]}), "tools")
+    assert len(api.context(api.create(tools=[f"t{n}" for n in range(256)]))["tools"]) == 256

@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from contextd.core.values import JsonObject
 from contextd.tools import Outcome
@@ -15,7 +17,7 @@ from contextd.tools.files import (
     workspace_tools,
 )
 from contextd.tools.registry import Toolbox
-from contextd.tools.workspace import Workspace, WorkspaceError
+from contextd.tools.workspace import Workspace, WorkspaceError, line_start
 
 ROOM_BYTES = 100_000
 
@@ -187,3 +189,17 @@ async def test_what_a_model_is_shown_has_a_limit(
     assert set(lines[1:]) == {"é line"}
     assert lines[0] == f"File a (lines 1 to {len(lines) - 1} of 10000):"
     assert note == f"[Cut here: go on with line {len(lines)}.]"
+
+
+@given(
+    st.lists(st.sampled_from([b"", b"a", b"x" * 40_000, b"\n" * 70_000]), max_size=6),
+    st.booleans(),
+    st.integers(1, 200_000),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_line_is_found_wherever_it_is(pieces: list[bytes], ended: bool, line: int) -> None:
+    """Counted by blocks, it begins where a reader who goes line by line would find it."""
+    data = b"\n".join(pieces) + b"\n" * ended
+    lines = data.split(b"\n")
+    expected = len(b"\n".join(lines[: line - 1])) + (line > 1) if line <= len(lines) else len(data)
+    assert line_start(data, line) == expected
