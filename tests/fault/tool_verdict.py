@@ -136,8 +136,12 @@ class TurnCheck:
         late = turn.status == "cancelled" and whole and statuses == {"completed"}
         if statuses - {turn.status} and not late:
             evidence.fault("a turn whose messages ended otherwise", statuses=statuses, **facts)
-        if not kept or (any(message.head == 0 for message in kept) and len(kept) > 1):
-            evidence.fault("no message, or an empty one beside others", **facts)
+        said = [message for message in kept if message.head]
+        # A call that was never answered, or nothing at all: then an empty message tells of the end.
+        unanswered = said and (said[-1].kind, said[-1].status) == ("tool_call", "completed")
+        wanted = not said or (turn.status != "completed" and bool(unanswered))
+        if len(kept) - len(said) != wanted:
+            evidence.fault("an end that no message tells, or more than one", **facts)
         if turn.status == "completed":
             if not whole or not script.completes(turn.attempt):
                 evidence.fault("a completed turn with another text", **facts)
