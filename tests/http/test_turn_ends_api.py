@@ -1,5 +1,7 @@
 """§6 at the wire: the end of a turn that called tools is seen, and what it changes is said."""
 
+from datetime import datetime
+
 import pytest
 from tooling import Place, ToolApi, ask, call, external, guarded, verdict
 from wire import Json, script, until
@@ -119,3 +121,34 @@ def test_other_arguments_are_another_decision(api: ToolApi, place: Place) -> Non
     assert (answer.status_code, answer.json()["code"]) == (409, "tool_call_decided")
     assert api.calls(context_id)[0]["arguments"] == edited
     api.cancel(context_id)
+
+
+def test_the_first_chunk_is_the_turns_first(api: ToolApi) -> None:
+    """Of all its rounds: a later message does not move it; and the journal says how long each state took."""
+    context_id = api.create()
+    turn, _ = api.played(
+        context_id, {"text": "a "}, call("echo", text="x"), {"delay_ms": 300}, {"text": "b"}
+    )
+    first = next(one for one in api.journal(context_id) if one["trigger"] == "first_chunk")
+    elapsed = datetime.fromisoformat(first["at"]) - datetime.fromisoformat(turn["started_at"])
+    assert turn["first_chunk_ms"] == round(elapsed.total_seconds() * 1000)
+    waited = [
+        entry["duration_ms"]
+        for entry in api.journal(context_id)
+        if entry["from_state"] == "awaiting_llm_response"
+    ]
+    assert len(waited) == 2
+    assert waited[1] >= 290
+    assert sum(waited) == turn["phases"]["awaiting_llm_response"]
+
+
+def test_a_retry_says_of_what_it_is_one(api: ToolApi) -> None:
+    """In the journal as in the turn."""
+    context_id = api.create()
+    failed, _ = api.played(context_id, call("echo", text="x"), {"error": "fatal"})
+    answer = api.http.post(f"/contexts/{context_id}/retry")
+    assert answer.status_code == 202
+    api.ended(context_id, answer.json()["turn_id"])
+    (retry,) = [entry for entry in api.journal(context_id) if entry["trigger"] == "retry"]
+    assert retry["detail"] == {"retry_of": failed["id"]}
+    assert retry["turn_id"] == answer.json()["turn_id"]
