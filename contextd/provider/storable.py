@@ -4,7 +4,7 @@ import json
 import math
 from typing import Any, NoReturn
 
-from contextd.core.text import storable
+from contextd.core.text import in_strings, storable
 
 
 def load_json(text: str) -> Any:
@@ -14,21 +14,10 @@ def load_json(text: str) -> Any:
     here: `NaN`, `Infinity`, or one beyond what a float can say.
     """
     try:
-        return _storable(json.loads(text, parse_constant=_refuse_constant, parse_float=_finite))
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        return in_strings(value, storable)
     except RecursionError:
         raise ValueError("nested too deeply") from None
-
-
-def _storable(value: Any) -> Any:
-    match value:
-        case str():
-            return storable(value)
-        case list():
-            return [_storable(item) for item in value]
-        case dict():
-            return {storable(name): _storable(item) for name, item in value.items()}
-        case _:
-            return value
 
 
 def _refuse_constant(constant: str) -> NoReturn:

@@ -30,7 +30,7 @@ class Records:
     async def transitions(self, context_id: str, *, cursor: str | None, limit: int) -> JournalPage:
         """The journal, oldest first."""
         (after,) = decode_cursor(cursor, (0,))
-        _, found = await self._history.journal(context_id, after=after, limit=limit + 1)
+        found = await self._history.journal(context_id, after=after, limit=limit + 1)
         page = found[:limit]
         more = len(found) > limit
         return JournalPage(

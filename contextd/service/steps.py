@@ -177,8 +177,7 @@ class Steps:
     async def finish_in(self, edit: ContextEdit, row: AnyRow) -> None:
         """The turn is done; the next queued one starts in the same transaction."""
         await edit.step(Trigger.FINISH, turn=row)
-        seen = await last_said(edit, row) is not None
-        await self._close_turn(edit, row, TurnStatus.COMPLETED, None, seen=seen)
+        await self._close_turn(edit, row, TurnStatus.COMPLETED, None)
         await self.start_next(edit)
 
     async def fail_transiently(
@@ -220,8 +219,7 @@ class Steps:
             detail=detail,
             record=edit.state in CALL_STATES,
         )
-        seen = await self._close_open(edit, row, MessageStatus.FAILED, error)
-        await self._close_turn(edit, row, TurnStatus.FAILED, error, seen=seen)
+        await self._close_turn(edit, row, TurnStatus.FAILED, error)
         await self.start_next(edit)
 
     # What anybody may do to a turn.
@@ -246,8 +244,7 @@ class Steps:
     async def cancel_in(self, edit: ContextEdit, row: AnyRow) -> None:
         """Cancels a running turn inside an edit, and starts no other."""
         await edit.step(Trigger.CANCEL, turn=row, record=edit.state in CALL_STATES)
-        seen = await self._close_open(edit, row, MessageStatus.CANCELLED, None)
-        await self._close_turn(edit, row, TurnStatus.CANCELLED, None, seen=seen)
+        await self._close_turn(edit, row, TurnStatus.CANCELLED, None)
         edit.stopped_turn_ids.append(row.id)
 
     async def stop_producers(self, edit: ContextEdit) -> None:
@@ -266,7 +263,7 @@ class Steps:
             elif row.status == QUEUED:
                 edit.change(record=True)
                 await edit.supersede([row.user_message_key])
-                await self._close_turn(edit, row, TurnStatus.CANCELLED, None, seen=False)
+                await self._close_turn(edit, row, TurnStatus.CANCELLED, None)
             else:
                 return CancelAnswer(state=edit.state, cancelled_turn_id=None)
             return CancelAnswer(state=edit.state, cancelled_turn_id=turn_id)
@@ -382,25 +379,11 @@ class Steps:
             StartedTurn(context_id=edit.context_id, id=turn_id, key=key, fence=fence)
         )
 
-    async def _close_open(
-        self, edit: ContextEdit, row: AnyRow, status: MessageStatus, error: Problem | None
-    ) -> bool:
-        """Closes what the turn was writing; says if its end is seen by that, or by an answer before."""
-        rows = await edit.open_rows(turn_id=row.id)
-        await edit.close_messages(rows, status, error=error)
-        return bool(rows) or await last_said(edit, row) not in (None, TOOL_CALL, TOOL_RESULT)
-
     async def _close_turn(
-        self,
-        edit: ContextEdit,
-        row: AnyRow,
-        status: TurnStatus,
-        error: Problem | None,
-        *,
-        seen: bool,
+        self, edit: ContextEdit, row: AnyRow, status: TurnStatus, error: Problem | None
     ) -> None:
-        """The turn's one end. Unless a message shows it, it gets an empty one that does (§6)."""
-        if not seen:
+        """The turn's one end. Unless a message tells of it, it gets an empty one that does (§6)."""
+        if not await self._close_messages(edit, row, status, error):
             draft = MessageDraft(
                 id=self._ledger.new_id(),
                 role=Role.ASSISTANT,
@@ -427,6 +410,19 @@ class Steps:
                 fence=row.fence + 1,
             )
         )
+
+    async def _close_messages(
+        self, edit: ContextEdit, row: AnyRow, status: TurnStatus, error: Problem | None
+    ) -> bool:
+        """Closes what the turn was writing; says whether its messages tell of its end.
+
+        Calls of tools and results do where it completed, over its limit: else their answer never came.
+        """
+        if status is TurnStatus.COMPLETED:  # then nothing is open
+            return await last_said(edit, row) is not None
+        rows = await edit.open_rows(turn_id=row.id)
+        await edit.close_messages(rows, MessageStatus(status.value), error=error)
+        return bool(rows) or await last_said(edit, row) not in (None, TOOL_CALL, TOOL_RESULT)
 
     async def own(self, edit: ContextEdit, turn: StartedTurn) -> AnyRow:
         row = (

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import msgspec
-from sqlalchemy import ColumnElement, Select, Text, or_, select, type_coerce
+from sqlalchemy import Column, ColumnElement, Select, Text, or_, select, type_coerce
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from contextd.core.errors import TurnNotFound
@@ -133,21 +133,11 @@ class History:
             )
             return context, {row.id: row for row in rows}
 
-    async def journal(
-        self, context_id: str, *, after: int, limit: int
-    ) -> tuple[AnyRow, Sequence[AnyRow]]:
+    async def journal(self, context_id: str, *, after: int, limit: int) -> Sequence[AnyRow]:
         """The steps after revision `after`, oldest first."""
         async with self._reader.snapshot() as connection:
             context = await find_context(connection, context_id)
-            rows = (
-                await connection.execute(
-                    select(journal)
-                    .where(journal.c.context_key == context.key, journal.c.revision > after)
-                    .order_by(journal.c.revision)
-                    .limit(limit)
-                )
-            ).all()
-        return context, rows
+            return await _rows_after(connection, context.key, journal.c.revision, after, limit)
 
     async def turn(self, context_id: str, turn_id: str) -> tuple[AnyRow, list[str]]:
         """A turn and the ids of its messages. Raises `TurnNotFound`."""
@@ -168,16 +158,19 @@ class History:
         """Turns in the order in which they were asked for."""
         async with self._reader.snapshot() as connection:
             context = await find_context(connection, context_id)
-            rows = (
-                await connection.execute(
-                    select(turns)
-                    .where(turns.c.context_key == context.key, turns.c.key > after_key)
-                    .order_by(turns.c.key)
-                    .limit(limit)
-                )
-            ).all()
+            rows = await _rows_after(connection, context.key, turns.c.key, after_key, limit)
             ids = await _message_ids(connection, context.key, [row.id for row in rows])
         return [(row, ids[row.id]) for row in rows]
+
+
+async def _rows_after(
+    connection: AsyncConnection, context_key: int, place: Column[int], after: int, limit: int
+) -> Sequence[AnyRow]:
+    """The context's rows of a table, in the order of a column of it."""
+    table = place.table
+    query = select(table).where(table.c.context_key == context_key, place > after)
+    rows: Sequence[AnyRow] = (await connection.execute(query.order_by(place).limit(limit))).all()
+    return rows
 
 
 def retried_turns(context_key: int) -> Select[tuple[str | None]]:

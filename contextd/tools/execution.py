@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import structlog
 
+from contextd.core.text import in_strings, without_surrogates
 from contextd.core.values import JsonObject
 from contextd.tools import Outcome, Tool, ToolError
 from contextd.tools.text import clip, one_line
@@ -154,21 +155,7 @@ def _json(result: object) -> str:
         return msgspec.json.encode(result).decode()
     except UnicodeEncodeError:  # half of a surrogate pair somewhere in it
         plain = msgspec.to_builtins(result, str_keys=True)
-        return msgspec.json.encode(_without_surrogates(plain)).decode()
-
-
-def _without_surrogates(value: Any) -> Any:
-    match value:
-        case str():
-            return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-        case list() | tuple():
-            return [_without_surrogates(item) for item in value]
-        case dict():
-            return {
-                _without_surrogates(name): _without_surrogates(item) for name, item in value.items()
-            }
-        case _:
-            return value
+        return msgspec.json.encode(in_strings(plain, without_surrogates)).decode()
 
 
 def _fit(text: str, bytes_max: int) -> str:

@@ -6,6 +6,7 @@ answered, and now and then ask for what must be refused.
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from random import Random
 from typing import Any
@@ -24,7 +25,7 @@ LETTERS_MANY = 70_000  # more than one chunk may have
 UNFIT = {"mark": 7}
 
 
-class Person:
+class Person(ABC):
     """Does one thing after the other. `operating` is called with each operation as it goes out."""
 
     def __init__(
@@ -108,11 +109,11 @@ class Person:
         self._open = None
         await self._look_for_work()
 
-    async def _look_for_work(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def _look_for_work(self) -> None: ...
 
-    async def _say(self, said: Said) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def _say(self, said: Said) -> None: ...
 
     async def _post(self, operation: str, path: str, body: Any, said: Said) -> Answer:
         """It counts as unanswered until the answer is here."""
