@@ -1,7 +1,9 @@
 """Whether the server lives, whether it can work, and its figures (§12)."""
 
+import asyncio
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from typing import Literal, Protocol
 
 import msgspec
@@ -12,9 +14,12 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from contextd.core.errors import Overloaded
+from contextd.core.errors import ContextdError, Overloaded
 from contextd.http.documented import refuses, tagged
 from contextd.service import Service
+from contextd.store.readiness import WRITES
+
+ANSWER_S = 3.0  # that the database has, before the server is not ready
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,15 +97,27 @@ async def live() -> Health:
 
 @get("/health/ready", responses=refuses(503))
 async def ready(state: State) -> Health:
-    """The database answers and writes are being taken."""
-    service: Service = state.service
-    if not service.ledger.writer.alive:
+    """Reads are answered and writes are being taken; else the reason why not."""
+    writer = state.service.ledger.writer
+    if not writer.alive:
         raise Overloaded("Writes are not being taken.")
-    try:
-        await state.reader.ping()
-    except Exception:
-        raise Overloaded("The database does not answer.") from None
+    if writer.stuck:
+        raise Overloaded("The database takes too long over a write.")
+    with suppress(ContextdError):  # the reason says it
+        if writer.readiness.lacks(WRITES):
+            await _answered(writer.probe)  # it may be over, with nobody writing since
+    if (reason := writer.readiness.reason) is not None:
+        raise Overloaded(reason)
+    await _answered(state.reader.ping)
     return Health()
+
+
+async def _answered(ask: Callable[[], Awaitable[None]]) -> None:
+    try:
+        async with asyncio.timeout(ANSWER_S):
+            await ask()
+    except (TimeoutError, ContextdError):
+        raise Overloaded("The database does not answer.") from None
 
 
 @get(

@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import msgspec
-import structlog
 from sqlalchemy import Select, func, select, text, tuple_
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -27,8 +26,7 @@ from contextd.store.tables import (
 )
 from contextd.store.text import in_slice, read_text
 from contextd.store.tree import on_branch
-
-log = structlog.get_logger(__name__)
+from contextd.store.trouble import translated, trouble_of
 
 PULL_CHUNKS_MAX = 65_536  # of one answer; sequences are dense, so this bounds the scan as well
 ACQUIRE_S = 30.0
@@ -105,24 +103,24 @@ class Reader:
     async def snapshot(self) -> AsyncIterator[AsyncConnection]:
         """A connection whose statements all see the same moment.
 
-        Raises `Overloaded` when none is free in time, or the database does not answer.
+        Raises `Overloaded` when none is free in time, or for trouble of the database that may pass,
+        and `InternalError` for trouble that never does.
         """
         connection = await self._take()
         try:
             connection = await self._begin(connection)
             yield connection
             await connection.rollback()
-        except (DBAPIError, OSError, TimeoutError) as error:
-            log.error("the database did not answer a read", kind=type(error).__name__)
+        except Exception as error:
+            if trouble_of(error) is None:
+                if connection is not None:
+                    await connection.rollback()
+                raise
             await _let_go(connection)
-            raise Overloaded("The database does not answer.") from None
+            raise translated(error, event="the database did not answer a read") from None
         except asyncio.CancelledError:
             # Cut in the middle of a statement: what the connection would answer next is unknown.
             await asyncio.shield(_let_go(connection))
-            raise
-        except BaseException:
-            if connection is not None:
-                await connection.rollback()
             raise
         finally:
             self._free.put_nowait(connection)

@@ -81,6 +81,7 @@ database = Table(
     metadata,
     Column("id", String(16), primary_key=True),
     Column("created_at", BigInteger, nullable=False),
+    Column("probe", Text, nullable=True),  # noise, written to find out whether writes are taken
 )
 
 contexts = Table(
@@ -152,7 +153,8 @@ turns = Table(
     Column("retry_of", String(64), nullable=True),
     Column("started_at", BigInteger, nullable=True),
     Column("ended_at", BigInteger, nullable=True),
-    Column("first_chunk_ms", Integer, nullable=True),
+    # A turn may have stood still for months, with no server there to go on with it.
+    Column("first_chunk_ms", Key, nullable=True),
     Column("phases", Json, nullable=False),
     Column("usage", Json, nullable=True),
     Column("error", Json, nullable=True),

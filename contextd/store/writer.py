@@ -13,16 +13,21 @@ a whole fails each entry runs again by itself, so that only the guilty one gets 
 """
 
 import asyncio
+import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 import structlog
-from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
+from sqlalchemy import update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from contextd.core.errors import ContextdError, Overloaded, ShuttingDown
 from contextd.store.appends import Append, Appended, Appender, AppendHook, utf8_bytes
+from contextd.store.readiness import WRITES, Readiness
+from contextd.store.tables import database
+from contextd.store.trouble import Kind, translated, trouble_of
 
 log = structlog.get_logger(__name__)
 
@@ -33,6 +38,8 @@ GROUP_BYTES_MAX = 4 * 1024 * 1024
 GROUP_CHUNKS_MAX = 10_000  # the same for chunks, of which an entry may have many
 RECONNECT_WAIT_S = 0.5
 CLOSE_S = 5.0
+STUCK_S = 5.0  # a commit that takes longer: the server is not ready
+PROBE_CHARS = 16_384  # of a probe: several pages, so that it fails where a short answer would
 
 
 class Refused(Exception):
@@ -79,16 +86,25 @@ def _resolve(future: asyncio.Future[Any], result: Any, error: BaseException | No
 class Writer:
     """Owns the writing connection. `append` and `change` may be called from any task of its loop."""
 
-    def __init__(self, engine: AsyncEngine, *, clock_ms: Callable[[], int], queue_max: int) -> None:
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        *,
+        clock_ms: Callable[[], int],
+        queue_max: int,
+        readiness: Readiness | None = None,
+    ) -> None:
         self._engine = engine
         self._clock_ms = clock_ms
         self._queue_max = queue_max
+        self.readiness = readiness or Readiness()
         self._queue: list[_Entry] = []
         self._wake = asyncio.Event()
         self._closing = False
         self._task: asyncio.Task[None] | None = None
         self._appender = Appender(engine.dialect)
         self._chunks_in_group = 0
+        self._began_at: float | None = None  # of the commit that is under way, by the loop's clock
         self.commits = 0
         self.chunks_written = 0
 
@@ -101,6 +117,12 @@ class Writer:
     def queue_length(self) -> int:
         """Entries that wait for the next commit."""
         return len(self._queue)
+
+    @property
+    def stuck(self) -> bool:
+        """Whether a commit has been under way for longer than the database should need."""
+        began_at = self._began_at
+        return began_at is not None and asyncio.get_running_loop().time() > began_at + STUCK_S
 
     def start(self) -> None:
         """Starts the writing task."""
@@ -167,6 +189,15 @@ class Writer:
         self._put(_Change(work, after, future))
         return await future
 
+    async def probe(self) -> None:
+        """A write that is of no consequence, to find out whether writes are taken. Raises as `change`."""
+
+        async def work(connection: AsyncConnection) -> None:
+            noise = secrets.token_hex(PROBE_CHARS // 2)
+            await connection.execute(update(database).values(probe=noise))
+
+        await self.change(work)
+
     def _put(self, entry: _Entry) -> None:
         if self._closing:
             raise ShuttingDown
@@ -181,11 +212,12 @@ class Writer:
                 async with self._engine.connect() as connection:
                     await self._serve(connection)
             except Exception as error:
-                log.error("the writing connection was lost", kind=type(error).__name__)
+                self._note(error)
                 # Nobody waits for a database that is away: who wants to, tries again.
                 waiting, self._queue = self._queue, []
+                refusal = translated(error, event="the writing connection was lost")
                 for entry in waiting:
-                    entry.error = Overloaded("The database does not answer.")
+                    entry.error = refusal
                 self._settle(waiting)
                 if self._closing:
                     return
@@ -200,6 +232,7 @@ class Writer:
                 await self._wake.wait()
                 continue
             group = self._take_group()
+            self._began_at = asyncio.get_running_loop().time()
             try:
                 await self._commit(connection, group)
             except BaseException as error:
@@ -207,6 +240,7 @@ class Writer:
                     entry.error = entry.error or error
                 raise
             finally:
+                self._began_at = None
                 self._settle(group)
             if connection.invalidated:
                 return
@@ -238,18 +272,36 @@ class Writer:
         error = await self._try(connection, group)
         if error is None:
             return
+        # Of two processes that insert the same, one is refused; it looks again, once.
         alone = len(group) == 1 and not isinstance(error, IntegrityError)
-        if alone or connection.invalidated or isinstance(error, Overloaded | OperationalError):
+        if alone or connection.invalidated or _concerns_all(error):
+            refusal = translated(error, event="the database did not take a write")
             for entry in group:
-                entry.error = _translate(error)
+                entry.error = refusal
             return
         for entry in group:
             entry.error = entry.result = None
             if (fault := await self._try(connection, [entry])) is not None:
-                entry.error = _translate(fault)
+                entry.error = translated(fault, event="the database did not take a write")
+
+    def _note(self, error: Exception | None) -> None:
+        """What the last write says of the database. A defect of the write itself says nothing."""
+        if error is None:
+            self.readiness.regain(WRITES)
+            return
+        trouble = trouble_of(error)
+        if trouble is not None and trouble.kind is not Kind.DEFECT:
+            self.readiness.lack(WRITES, trouble.sentence)
 
     async def _try(self, connection: AsyncConnection, group: Sequence[_Entry]) -> Exception | None:
         """One transaction; the error that it failed with. `Unconfirmed`: it may have succeeded."""
+        error = await self._transact(connection, group)
+        self._note(error)
+        return error
+
+    async def _transact(
+        self, connection: AsyncConnection, group: Sequence[_Entry]
+    ) -> Exception | None:
         try:
             transaction = await connection.begin()
         except Exception as error:
@@ -294,14 +346,9 @@ class Writer:
             change.error = error
 
 
-def _translate(error: Exception) -> Exception:
-    """The database's own trouble (locked, full, gone) is not the caller's: nothing was stored."""
-    if not isinstance(error, DBAPIError):
-        return error
-    # Its words may quote the row, and a row is chat: only what kind of trouble it is.
-    log.error(
-        "the database did not take a write",
-        kind=type(error.orig).__name__,
-        code=getattr(error.orig, "sqlstate", None) or getattr(error.orig, "sqlite_errorname", None),
-    )
-    return Overloaded("The database did not take the write; nothing was stored.")
+def _concerns_all(error: Exception) -> bool:
+    """Whether nobody else in the group would fare better by itself."""
+    if isinstance(error, Overloaded):
+        return True
+    trouble = trouble_of(error)
+    return trouble is not None and trouble.kind is not Kind.DEFECT

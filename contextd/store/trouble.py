@@ -1,0 +1,172 @@
+"""What goes wrong at the database, and whether it may pass by itself: said here, for both databases.
+
+What may pass is `overloaded` (503) for a caller and is tried again for a turn. What never passes is
+`internal_error` (500) and is tried by nobody: a defect of the statement or its values concerns one
+caller, a broken database all of them until somebody mends it. Codes decide, never words: an error's
+words may quote the row, and a row is chat.
+"""
+
+import sqlite3
+from collections.abc import Mapping
+from enum import Enum, auto
+
+import msgspec
+import structlog
+from sqlalchemy.exc import DBAPIError, PendingRollbackError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from contextd.core.errors import ContextdError, InternalError, Overloaded
+
+log = structlog.get_logger(__name__)
+
+
+class Kind(Enum):
+    """Whose trouble it is. The first three may pass."""
+
+    BUSY = auto()  # others have what it needs, or it was undone for their sake
+    AWAY = auto()  # no connection: cut, refused, starting, stopping
+    FULL = auto()  # the disk is full or fails
+    BROKEN = auto()  # an operator has to mend it: damaged, read-only, replaced, not let in
+    DEFECT = auto()  # this statement with these values is never taken
+
+
+class Trouble(msgspec.Struct, frozen=True):
+    """An error of the database: `code` is SQLSTATE, SQLite's name, or the driver's class.
+
+    `reason` ends a sentence that begins with "The database"; empty for a defect.
+    """
+
+    kind: Kind
+    code: str
+    reason: str = ""
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether the same may succeed later with nobody doing anything to it."""
+        return self.kind in {Kind.BUSY, Kind.AWAY, Kind.FULL}
+
+    @property
+    def sentence(self) -> str:
+        """For the operator; without names, paths or anything of a chat."""
+        return f"The database {self.reason}."
+
+
+class DatabaseMovedError(Exception):
+    """The file at the database's path is not the one that was opened: deleted or replaced."""
+
+
+_LOCKED = (Kind.BUSY, "is locked by another program")
+_AWAY = (Kind.AWAY, "does not answer")
+_FULL = (Kind.FULL, "cannot be written: the disk is full")
+_FAILING = (Kind.FULL, "cannot be read or written: the disk fails")
+_READ_ONLY = (Kind.BROKEN, "cannot be written: it is read-only")
+_DAMAGED = (Kind.BROKEN, "is damaged")
+_NOT_ALLOWED = (Kind.BROKEN, "does not let contextd in")
+_MOVED = (Kind.BROKEN, "was deleted or replaced while the server ran")
+_DEFECT = (Kind.DEFECT, "")
+
+# The longest prefix of SQLite's extended name decides.
+_SQLITE: Mapping[str, tuple[Kind, str]] = {
+    "SQLITE_BUSY": _LOCKED,
+    "SQLITE_LOCKED": _LOCKED,
+    "SQLITE_PROTOCOL": _LOCKED,
+    "SQLITE_SCHEMA": _LOCKED,
+    "SQLITE_ABORT": _LOCKED,
+    "SQLITE_INTERRUPT": _LOCKED,
+    "SQLITE_NOMEM": (Kind.BUSY, "has no memory left"),
+    "SQLITE_FULL": _FULL,
+    "SQLITE_IOERR": _FAILING,
+    "SQLITE_IOERR_CORRUPTFS": _DAMAGED,
+    "SQLITE_CANTOPEN": (Kind.AWAY, "cannot be opened"),
+    "SQLITE_CORRUPT": _DAMAGED,
+    "SQLITE_NOTADB": (Kind.BROKEN, "is not a SQLite database; it was left as it is"),
+    "SQLITE_READONLY": _READ_ONLY,
+    "SQLITE_READONLY_DBMOVED": _MOVED,
+    "SQLITE_PERM": _NOT_ALLOWED,
+    "SQLITE_AUTH": _NOT_ALLOWED,
+}
+
+# The longest prefix of SQLSTATE decides; its first two characters are the class.
+_POSTGRESQL: Mapping[str, tuple[Kind, str]] = {
+    "08": _AWAY,
+    "25006": _READ_ONLY,
+    "25P03": (Kind.BUSY, "ended a transaction that stood still"),
+    "25P04": (Kind.BUSY, "ended a transaction that took too long"),
+    "28": _NOT_ALLOWED,
+    "3D": (Kind.BROKEN, "is not there"),
+    "3F": (Kind.BROKEN, "has not the tables of contextd"),
+    "40": (Kind.BUSY, "undid the write for another one's sake"),
+    "42501": _NOT_ALLOWED,
+    "42P01": (Kind.BROKEN, "has not the tables of contextd"),
+    "42703": (Kind.BROKEN, "has not the tables of contextd"),
+    "53": (Kind.BUSY, "has no resources left"),
+    "53100": _FULL,
+    "53300": (Kind.AWAY, "has no connection left"),
+    "55006": _LOCKED,
+    "55P03": _LOCKED,
+    "57": _AWAY,
+    "57014": (Kind.BUSY, "took too long"),
+    "57P04": (Kind.BROKEN, "is not there"),
+    "58": _FAILING,
+    "58P01": _DAMAGED,
+    "XX001": _DAMAGED,
+    "XX002": _DAMAGED,
+}
+
+
+def trouble_of(error: BaseException) -> Trouble | None:
+    """What the database means by `error`; None for an error that is not the database's."""
+    if isinstance(error, DatabaseMovedError):
+        return _trouble("moved", _MOVED)
+    if isinstance(error, PoolTimeoutError):
+        return _trouble("pool", _LOCKED)
+    if isinstance(error, OSError | TimeoutError | PendingRollbackError):
+        return _trouble(type(error).__name__, _AWAY)
+    cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
+    if state := getattr(cause, "sqlstate", None):
+        return _trouble(state, _found(_POSTGRESQL, state))
+    if name := getattr(cause, "sqlite_errorname", None):
+        return _trouble(name, _found(_SQLITE, name))
+    if isinstance(error, DBAPIError | sqlite3.Error) or _is_drivers(error):
+        return _trouble(type(cause).__name__, _without_code(error, cause))
+    return None
+
+
+def translated(error: Exception, *, event: str) -> Exception:
+    """The refusal that a caller gets in place of the database's error, which is logged as `event`.
+
+    Another error, a defect of ours, comes back as it is.
+    """
+    trouble = trouble_of(error)
+    if trouble is None or isinstance(error, ContextdError):
+        return error
+    log.error(event, code=trouble.code, kind=trouble.kind.name.lower(), may_pass=trouble.may_pass)
+    if trouble.may_pass:
+        return Overloaded(f"{trouble.sentence} Nothing was done.")
+    return InternalError()
+
+
+def _trouble(code: str, meaning: tuple[Kind, str]) -> Trouble:
+    return Trouble(meaning[0], code, meaning[1])
+
+
+def _found(table: Mapping[str, tuple[Kind, str]], code: str) -> tuple[Kind, str]:
+    """What is unknown is a defect: only what is known to pass is tried again."""
+    for length in range(len(code), 1, -1):
+        if code[:length] in table:
+            return table[code[:length]]
+    return _DEFECT
+
+
+def _is_drivers(error: BaseException) -> bool:
+    """asyncpg's errors come unwrapped while connecting, and asyncpg may not be installed."""
+    return type(error).__module__.partition(".")[0] == "asyncpg"
+
+
+def _without_code(error: BaseException, cause: BaseException) -> tuple[Kind, str]:
+    """Of the driver itself: a connection that is no more, or a value that it cannot send."""
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return _AWAY
+    # Only sqlite3 has no other word for it than its words.
+    sends = isinstance(cause, sqlite3.Error) and "closed" not in str(cause)
+    return _DEFECT if sends else _AWAY
