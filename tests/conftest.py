@@ -5,7 +5,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -38,17 +38,30 @@ def postgresql_server() -> Iterator[PostgresServer]:
             server.cleanup()
 
 
+@pytest.fixture(scope="session")
+def make_postgresql_url(postgresql_server: PostgresServer) -> Callable[[], str]:
+    """Makes empty PostgreSQL databases, which go with their server."""
+
+    def make() -> str:
+        name = f"test_{uuid.uuid4().hex}"
+        psql(postgresql_server, f"CREATE DATABASE {name}")
+        server = make_url(postgresql_server.get_uri())
+        url = URL.create(
+            "postgresql+asyncpg", username=server.username, database=name, query=server.query
+        )
+        return url.render_as_string()
+
+    return make
+
+
 @pytest.fixture
-def postgresql_url(postgresql_server: PostgresServer) -> Iterator[str]:
-    """An empty PostgreSQL database."""
-    name = f"test_{uuid.uuid4().hex}"
-    psql(postgresql_server, f"CREATE DATABASE {name}")
-    server = make_url(postgresql_server.get_uri())
-    url = URL.create(
-        "postgresql+asyncpg", username=server.username, database=name, query=server.query
-    )
-    yield url.render_as_string()
-    psql(postgresql_server, f"DROP DATABASE {name} WITH (FORCE)")
+def postgresql_url(
+    postgresql_server: PostgresServer, make_postgresql_url: Callable[[], str]
+) -> Iterator[str]:
+    """An empty PostgreSQL database, for one test."""
+    url = make_postgresql_url()
+    yield url
+    psql(postgresql_server, f"DROP DATABASE {make_url(url).database} WITH (FORCE)")
 
 
 @pytest.fixture

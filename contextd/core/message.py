@@ -5,7 +5,15 @@ from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 
-from contextd.core.values import NO_NUL_PATTERN, Content, Id, JsonObject, Sequence, Timestamp
+from contextd.core.values import (
+    NO_NUL_PATTERN,
+    SEQUENCE_MAX,
+    Content,
+    Id,
+    JsonObject,
+    Sequence,
+    Timestamp,
+)
 
 
 class Role(StrEnum):
@@ -41,16 +49,38 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """Tokens as the model's server counted them."""
+    """Tokens as the model's server counted them. A sum stops at `SEQUENCE_MAX`."""
 
     prompt_tokens: Sequence = 0
     completion_tokens: Sequence = 0
 
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(
-            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
-            completion_tokens=self.completion_tokens + other.completion_tokens,
+            prompt_tokens=min(self.prompt_tokens + other.prompt_tokens, SEQUENCE_MAX),
+            completion_tokens=min(self.completion_tokens + other.completion_tokens, SEQUENCE_MAX),
         )
+
+    @classmethod
+    def read(cls, reported: object) -> "Usage | None":
+        """What somebody else reported or stored, as far as it can be read; null for what is no object.
+
+        A number that is too large or below zero counts as the nearest that is allowed, and what is no
+        whole number as 0.
+        """
+        if not isinstance(reported, dict):
+            return None
+        return cls(
+            prompt_tokens=_tokens(reported.get("prompt_tokens")),
+            completion_tokens=_tokens(reported.get("completion_tokens")),
+        )
+
+
+def _tokens(value: object) -> int:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # some servers write 12.0
+    if isinstance(value, bool) or not isinstance(value, int):
+        return 0
+    return min(max(value, 0), SEQUENCE_MAX)
 
 
 class MessageStats(msgspec.Struct, frozen=True, kw_only=True):

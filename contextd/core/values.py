@@ -8,6 +8,7 @@ from msgspec import Meta
 ID_PATTERN = "^[A-Za-z0-9_.:-]{1,64}$"
 WHOLE_ID_PATTERN = r"^[A-Za-z0-9_.:-]{1,64}\Z"  # in Python `$` would let a last newline pass
 SEQUENCE_MAX = 2**53 - 1  # beyond this a JavaScript client could not hold the number exactly
+YEAR_1_MS, YEAR_9999_MS = -62_135_596_800_000, 253_402_300_799_999
 LABEL_CHARS_MAX = 512
 DOCUMENT_CHARS_MAX = 262_144
 
@@ -37,6 +38,7 @@ JsonObject = dict[str, Any]
 
 
 def timestamp(epoch_ms: int) -> str:
-    """`epoch_ms` as RFC 3339 in UTC with milliseconds and `Z`."""
+    """`epoch_ms` as RFC 3339 in UTC with milliseconds and `Z`, within the years 1 to 9999."""
+    epoch_ms = min(max(epoch_ms, YEAR_1_MS), YEAR_9999_MS)
     at = datetime.fromtimestamp(epoch_ms // 1000, UTC)
     return f"{at:%Y-%m-%dT%H:%M:%S}.{epoch_ms % 1000:03d}Z"

@@ -10,7 +10,6 @@ import msgspec
 
 from contextd.core.message import Usage
 from contextd.core.text import TextPieces, storable
-from contextd.core.values import SEQUENCE_MAX
 from contextd.provider import (
     Event,
     Finished,
@@ -42,7 +41,7 @@ class Answer:
     def read(self, payload: object) -> Iterator[Event]:
         """The events that are complete with this chunk. Raises `ValueError` where it is not one."""
         chunk = msgspec.convert(payload, _Chunk)
-        self._usage = _usage(chunk.usage) or self._usage
+        self._usage = Usage.read(chunk.usage) or self._usage
         for choice in chunk.choices or ():
             if choice.index:
                 continue  # one answer was asked for
@@ -99,15 +98,3 @@ class _Choice(msgspec.Struct):
 class _Chunk(msgspec.Struct):
     choices: list[_Choice] | None = None
     usage: Any = None
-
-
-def _usage(reported: Any) -> Usage | None:
-    """Counts where there are any. An odd one is no reason to lose an answer."""
-    if not isinstance(reported, dict):
-        return None
-    prompt, completion = reported.get("prompt_tokens"), reported.get("completion_tokens")
-    return Usage(prompt_tokens=_count(prompt), completion_tokens=_count(completion))
-
-
-def _count(value: Any) -> int:
-    return min(max(value, 0), SEQUENCE_MAX) if isinstance(value, int) else 0

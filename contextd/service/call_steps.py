@@ -30,6 +30,7 @@ from contextd.service.toolset import ToolFacts, Toolset
 from contextd.service.turn_rows import add_usage
 from contextd.store.edit import ContextEdit
 from contextd.store.notices import StartedTurn
+from contextd.store.stored import stored_policy
 from contextd.store.tables import AnyRow, messages, tool_calls
 
 TOOL_LIMIT = "tool_limit"
@@ -81,7 +82,7 @@ class CallSteps:
 
         async def work(edit: ContextEdit) -> None:
             row = await self._steps.own(edit, turn)
-            policy = msgspec.convert(edit.row.approval_policy, ApprovalPolicy)
+            policy = stored_policy(edit.row)
             rounds, before = await spent(edit, turn.id) if calls else (0, 0)
             left = max(0, policy.max_calls - before) if rounds < policy.max_depth else 0
             await edit.step(Trigger.END_STREAM, turn=row, record=bool(calls))

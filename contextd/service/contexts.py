@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -30,6 +30,7 @@ from contextd.service.turn_rows import CANCELLED, QUEUED, RUNNING, UNDECIDED
 from contextd.service.wire import context_wire, decode_cursor, encode_cursor
 from contextd.store.edit import ContextEdit
 from contextd.store.reader import ContextSnapshot, Reader
+from contextd.store.stored import stored_object, stored_policy
 from contextd.store.tables import (
     AnyRow,
     branches,
@@ -48,20 +49,51 @@ from contextd.tools.arguments import ArgumentChecker
 log = structlog.get_logger(__name__)
 
 PURGE_RETRY_S = 10.0
+NESTING_MAX = 200  # levels of JSON
 PURGE_ROWS = 5000  # in one transaction, so that a large deletion does not hold the writer up
 
 _NEWEST = (10**18 - 1, 10**18 - 1)
 
 
 def content_hash(value: Any) -> str:
-    """Whether two requests say the same: a digest of the decoded value, not of its spelling."""
+    """Whether two requests say the same: a digest of the decoded value, not of its spelling.
+
+    Raises `InvalidRequest` for what is nested too deeply.
+    """
+    check_nesting(value)
     return hashlib.sha256(msgspec.json.encode(value, order="sorted")).hexdigest()
 
 
 def check_size(value: Any, bytes_max: int, what: str = "") -> None:
-    """Bounds what comes along with every list. Raises `PayloadTooLarge`."""
+    """Bounds what comes along with every list. Raises `PayloadTooLarge`, `InvalidRequest`."""
+    check_nesting(value)
     if len(msgspec.json.encode(value)) > bytes_max:
         raise PayloadTooLarge(bytes_max, what)
+
+
+def check_nesting(value: Any) -> None:
+    """Keeps out what could be stored at one depth of calls and not be read at another (§1).
+
+    Raises `InvalidRequest`.
+    """
+    level = [value]
+    for _ in range(NESTING_MAX):
+        level = [member for one in level for member in _members(one)]
+        if not level:
+            return
+    raise InvalidRequest.of("body", f"nested deeper than {NESTING_MAX} levels")
+
+
+def _members(value: Any) -> Iterable[Any]:
+    match value:
+        case dict():
+            return value.values()
+        case list():
+            return value
+        case msgspec.Struct():
+            return msgspec.structs.astuple(value)
+        case _:
+            return ()
 
 
 class Contexts:
@@ -299,7 +331,7 @@ class Contexts:
             snapshot,
             cursor=self._ledger.cursor(snapshot.row.revision),
             default_provider=self._default_provider,
-            tools=self._toolset.shown(snapshot.row.tools),
+            tools=self._toolset.shown(snapshot.row),
         )
 
 
@@ -318,10 +350,11 @@ def _patched(patch: ContextPatch, row: AnyRow) -> dict[str, Any]:
     if patch.tools is None:
         columns["tools"] = ALL
     if patch.metadata is not UNSET:
-        columns["metadata"] = merge_patch(row.metadata, patch.metadata)
+        columns["metadata"] = merge_patch(stored_object(row, "metadata"), patch.metadata)
     if patch.approval_policy is not UNSET:
         changes = msgspec.to_builtins(patch.approval_policy)
-        policy = msgspec.convert(merge_patch(row.approval_policy, changes), ApprovalPolicy)
+        before = msgspec.to_builtins(stored_policy(row))
+        policy = msgspec.convert(merge_patch(before, changes), ApprovalPolicy)
         columns["approval_policy"] = msgspec.to_builtins(policy)
     if patch.active_branch is not UNSET:
         columns["active_branch"] = patch.active_branch

@@ -31,6 +31,7 @@ from contextd.service.turn_rows import (
 )
 from contextd.store.edit import ContextEdit, MessageDraft
 from contextd.store.notices import StartedTurn
+from contextd.store.stored import stored_phases
 from contextd.store.tables import AnyRow, database_now_ms, messages, turns
 from contextd.store.tail import LiveMessage
 from contextd.store.writer import Refused
@@ -438,7 +439,9 @@ def _view(edit: ContextEdit, row: AnyRow) -> TurnView:
     return TurnView(
         state=edit.state,
         attempt=row.attempt,
-        worked_ms=sum(ms for state, ms in row.phases.items() if state not in WAITING_STATES),
+        worked_ms=sum(
+            ms for state, ms in stored_phases(row).items() if state not in WAITING_STATES
+        ),
         branch=row.branch,
         context=edit.row,
     )

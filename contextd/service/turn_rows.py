@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 
-import msgspec
 from sqlalchemy import func, select, update
 
 from contextd.core.errors import TurnNotFound
@@ -11,6 +10,7 @@ from contextd.core.message import FILE_REFERENCE, MessageStatus, Problem, Role, 
 from contextd.core.tool_call import ToolCallStatus
 from contextd.core.turn import TurnStatus
 from contextd.store.edit import ContextEdit, MessageDraft
+from contextd.store.stored import stored_object, stored_usage
 from contextd.store.tables import AnyRow, messages, tool_calls, turns
 
 RUNNING = TurnStatus.RUNNING.value
@@ -78,9 +78,8 @@ async def last_said(edit: ContextEdit, row: AnyRow) -> str | None:
 async def add_usage(edit: ContextEdit, row: AnyRow, usage: Usage | None) -> None:
     if usage is None:
         return
-    total = usage + msgspec.convert(row.usage, Usage) if row.usage else usage
-    before = edit.row.usage
-    edit.put(usage=usage + msgspec.convert(before, Usage) if before else usage)
+    total = usage + (stored_usage(row) or Usage())
+    edit.put(usage=usage + (stored_usage(edit.row) or Usage()))
     await edit.connection.execute(update(turns).where(turns.c.key == row.key).values(usage=total))
 
 
@@ -124,7 +123,7 @@ async def referred_paths(edit: ContextEdit, row: AnyRow) -> list[str]:
         return []
     message = (
         await edit.connection.execute(
-            select(messages.c.kind, messages.c.metadata).where(
+            select(messages.c.id, messages.c.kind, messages.c.metadata).where(
                 messages.c.key == row.user_message_key
             )
         )
@@ -145,4 +144,7 @@ async def referred_paths(edit: ContextEdit, row: AnyRow) -> list[str]:
             )
         )
     )
-    return [] if attached else list(message.metadata["paths"])
+    if attached:
+        return []
+    paths = stored_object(message, "metadata").get("paths")
+    return [str(path) for path in paths] if isinstance(paths, list) else []

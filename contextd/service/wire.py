@@ -2,21 +2,26 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
-from contextd.core.context import ApprovalPolicy, Context, OpenMessage
+from contextd.core.context import Context, OpenMessage
 from contextd.core.errors import InvalidRequest
 from contextd.core.machine import REST_STATES
-from contextd.core.message import Message, MessageStats, MessageStatus, Problem, Role, Usage
+from contextd.core.message import Message, MessageStats, MessageStatus, Problem, Role
 from contextd.core.tool_call import OUTCOME_UNKNOWN, ToolCall, ToolCallStatus
 from contextd.core.turn import JournalEntry, LeftOut, Turn, TurnStatus
 from contextd.core.values import timestamp
 from contextd.store.reader import ContextSnapshot
+from contextd.store.stored import (
+    stored,
+    stored_object,
+    stored_phases,
+    stored_policy,
+    stored_usage,
+)
 from contextd.store.tables import AnyRow
-
-T = TypeVar("T")
 
 # Of lists whose places are one number and two.
 CURSOR_PATTERNS = {1: "^[0-9]{1,18}$", 2: r"^[0-9]{1,18}\.[0-9]{1,18}$"}
@@ -24,10 +29,6 @@ CURSOR_PATTERNS = {1: "^[0-9]{1,18}$", 2: r"^[0-9]{1,18}\.[0-9]{1,18}$"}
 
 def _moment(epoch_ms: int | None) -> str | None:
     return None if epoch_ms is None else timestamp(epoch_ms)
-
-
-def _struct(value: Any, type_: type[T]) -> T | None:
-    return None if value is None else msgspec.convert(value, type_)
 
 
 def context_wire(
@@ -40,7 +41,7 @@ def context_wire(
         id=row.id,
         title=row.title,
         state=row.state,
-        state_detail=row.state_detail,
+        state_detail=stored_object(row, "state_detail"),
         revision=row.revision,
         record_revision=row.record_revision,
         stream_cursor=cursor,
@@ -50,9 +51,9 @@ def context_wire(
         provider=row.provider or default_provider,
         model=row.model,
         tools=tools,
-        approval_policy=msgspec.convert(row.approval_policy, ApprovalPolicy),
+        approval_policy=stored_policy(row),
         on_busy=row.on_busy,
-        metadata=row.metadata,
+        metadata=stored_object(row, "metadata"),
         message_count=row.message_count,
         open_messages=[
             OpenMessage(
@@ -65,7 +66,7 @@ def context_wire(
         ],
         pending_tool_calls=list(snapshot.pending_call_ids),
         queued_messages=snapshot.queued,
-        usage=_struct(row.usage, Usage) or msgspec.UNSET,
+        usage=stored_usage(row) or msgspec.UNSET,
         can_send=not (busy and row.on_busy == "reject"),
         created_at=timestamp(row.created_at),
         updated_at=timestamp(row.changed_at),
@@ -79,18 +80,18 @@ def message_wire(row: AnyRow, context_id: str) -> Message:
         context_id=context_id,
         turn_id=row.turn_id,
         parent_id=row.parent_id,
-        role=Role(row.role),
+        role=stored(row, "role", Role, row.role),
         kind=row.kind,
-        status=MessageStatus(row.status),
+        status=stored(row, "status", MessageStatus, row.status),
         current_sequence=row.head,
         final_sequence=row.final_sequence,
         media_type=row.media_type,
         finish_reason=row.finish_reason,
-        usage=_struct(row.usage, Usage),
-        error=_struct(row.error, Problem),
-        metadata=row.metadata,
-        client_metadata=row.client_metadata,
-        stats=_struct(row.stats, MessageStats),
+        usage=stored_usage(row),
+        error=stored(row, "error", Problem),
+        metadata=stored_object(row, "metadata"),
+        client_metadata=stored_object(row, "client_metadata"),
+        stats=stored(row, "stats", MessageStats),
         created_at=timestamp(row.created_at),
         completed_at=_moment(row.completed_at),
         epoch=msgspec.UNSET if row.producer_id is None else row.fence,
@@ -103,17 +104,17 @@ def turn_wire(row: AnyRow, context_id: str, message_ids: Sequence[str]) -> Turn:
         id=row.id,
         context_id=context_id,
         branch=row.branch,
-        status=TurnStatus(row.status),
+        status=stored(row, "status", TurnStatus, row.status),
         attempt=row.attempt,
         retry_of=row.retry_of,
         started_at=_moment(row.started_at),
         ended_at=_moment(row.ended_at),
         first_chunk_ms=row.first_chunk_ms,
-        phases=row.phases,
+        phases=stored_phases(row),
         message_ids=list(message_ids),
-        usage=_struct(row.usage, Usage),
-        error=_struct(row.error, Problem),
-        left_out=_struct(row.left_out, LeftOut) or msgspec.UNSET,
+        usage=stored_usage(row),
+        error=stored(row, "error", Problem),
+        left_out=stored(row, "left_out", LeftOut, msgspec.UNSET),
     )
 
 
@@ -127,8 +128,8 @@ def tool_call_wire(row: AnyRow, context_id: str) -> ToolCall:
         turn_id=row.turn_id,
         message_id=row.message_id,
         name=row.name,
-        arguments=row.arguments,
-        status=ToolCallStatus(row.status),
+        arguments=None if row.arguments is None else stored_object(row, "arguments"),
+        status=stored(row, "status", ToolCallStatus, row.status),
         requires_approval=row.requires_approval,
         external=row.external,
         result_message_id=row.result_id,
@@ -149,7 +150,7 @@ def journal_wire(row: AnyRow) -> JournalEntry:
         to_state=row.to_state,
         at=timestamp(row.at),
         duration_ms=row.duration_ms,
-        detail=row.detail,
+        detail=stored_object(row, "detail"),
     )
 
 

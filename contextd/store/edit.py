@@ -20,6 +20,7 @@ from contextd.core.message import TEXT, MessageStats, MessageStatus, Problem, Ro
 from contextd.core.values import JsonObject
 from contextd.store.appends import utf8_bytes
 from contextd.store.notices import ClosedMessage, Notice, OpenedMessage, StartedTurn
+from contextd.store.stored import stored_phases
 from contextd.store.tables import AnyRow, chunks, contexts, heads, journal, messages, turns
 from contextd.store.tree import Tree
 from contextd.store.writer import Refused
@@ -423,8 +424,10 @@ class ContextEdit:
 
     async def _add_phase(self, turn: AnyRow, state: State, duration: int) -> None:
         """Adds to the turn's own account; read again, since a step before may have written it."""
-        phases = await self.connection.scalar(select(turns.c.phases).where(turns.c.key == turn.key))
-        phases = dict(phases or {})
+        found = await self.connection.execute(
+            select(turns.c.id, turns.c.phases).where(turns.c.key == turn.key)
+        )
+        phases = stored_phases(found.one())
         phases[state.value] = phases.get(state.value, 0) + duration
         await self.connection.execute(
             update(turns).where(turns.c.key == turn.key).values(phases=phases)

@@ -10,6 +10,7 @@ from contextd.core.errors import TurnNotFound
 from contextd.core.message import FILE_REFERENCE, THINKING, Role
 from contextd.core.values import JsonObject
 from contextd.store.reader import Reader, find_context, select_messages
+from contextd.store.stored import stored_object
 from contextd.store.tables import AnyRow, heads, journal, messages, tool_calls, turns
 from contextd.store.text import read_whole
 from contextd.store.tree import on_branch
@@ -227,10 +228,14 @@ def _is_attached(row: AnyRow) -> bool:
 
 def _referring(row: AnyRow) -> str | None:
     """The message that a file was attached to; null for what is none."""
-    if row.kind != FILE_REFERENCE or row.role != Role.TOOL or not row.metadata.get("hidden"):
+    if row.kind != FILE_REFERENCE or row.role != Role.TOOL or not _metadata(row).get("hidden"):
         return None
-    message_id = row.metadata.get("message_id")
+    message_id = _metadata(row).get("message_id")
     return message_id if isinstance(message_id, str) else None
+
+
+def _metadata(row: AnyRow) -> JsonObject:
+    return stored_object(row, "metadata")
 
 
 def origin(row: AnyRow) -> str:
@@ -241,7 +246,7 @@ def origin(row: AnyRow) -> str:
 
 def merged_from(row: AnyRow) -> JsonObject | None:
     """What a copy says of itself. A producer may write any metadata, so it is looked at closely."""
-    told = row.metadata.get(MERGED_FROM)
+    told = _metadata(row).get(MERGED_FROM)
     whole = isinstance(told, dict) and isinstance(told.get("message_id"), str)
     return told if whole else None
 

@@ -19,6 +19,7 @@ from contextd.core.tool_call import TOOL_CALL, TOOL_RESULT
 from contextd.store.edit import ContextEdit, stats_at_once
 from contextd.store.history import MERGED_FROM, merged_from, origin, retried_turns
 from contextd.store.notices import ClosedMessage
+from contextd.store.stored import stored_object
 from contextd.store.tables import AnyRow, Key, chunks, heads, messages
 from contextd.store.tree import on_branch
 
@@ -198,8 +199,8 @@ def _copy(edit: ContextEdit, row: AnyRow, source: str) -> dict[str, Any]:
         "media_type": row.media_type,
         "finish_reason": row.finish_reason,
         "error": row.error,
-        "metadata": row.metadata | {MERGED_FROM: told},
-        "client_metadata": row.client_metadata,
+        "metadata": stored_object(row, "metadata") | {MERGED_FROM: told},
+        "client_metadata": stored_object(row, "client_metadata"),
         "stats": stats_at_once(chunks=row.head, characters=row.characters, size=row.bytes),
         "created_at": edit.now,
         "changed_at": edit.now,

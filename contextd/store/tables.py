@@ -46,8 +46,15 @@ metadata = MetaData(
 Key = BigInteger().with_variant(Integer(), "sqlite")
 
 
+class Unreadable(dict[str, Any]):
+    """In place of stored text that is no JSON: an empty object to whoever does not look closely."""
+
+
 class Json(TypeDecorator[Any]):
-    """A JSON value as text. Decodes to plain objects; who needs a type converts it."""
+    """A JSON value as text. Decodes to plain objects; who needs a type converts it.
+
+    Text that is no JSON is `Unreadable`, so that it does not cost the whole answer.
+    """
 
     impl = Text
     cache_ok = True
@@ -56,7 +63,12 @@ class Json(TypeDecorator[Any]):
         return None if value is None else msgspec.json.encode(value).decode()
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Any:
-        return None if value is None else msgspec.json.decode(value)
+        if value is None:
+            return None
+        try:
+            return msgspec.json.decode(value)
+        except (msgspec.MsgspecError, RecursionError, UnicodeError, TypeError):
+            return Unreadable()
 
 
 class database_now_ms(FunctionElement[int]):  # noqa: N801 - reads as the SQL function that it is

@@ -12,6 +12,7 @@ from contextd.core.message import FILE_REFERENCE, Role
 from contextd.core.tool_call import TOOL_CALL, TOOL_RESULT
 from contextd.provider import HistoryCall, HistoryMessage
 from contextd.store.history import Told
+from contextd.store.stored import stored_object
 from contextd.store.tables import AnyRow
 
 NO_RESULT = "The call was cancelled: it has no result."
@@ -22,7 +23,7 @@ def build_history(said: Sequence[Told], results: Mapping[int, str]) -> list[Hist
     history: list[HistoryMessage] = []
     reply: list[Told] = []
     for one in said:
-        if one.row.kind == TOOL_RESULT and "tool_call_id" in one.row.metadata:
+        if one.row.kind == TOOL_RESULT and "tool_call_id" in stored_object(one.row, "metadata"):
             continue  # follows its call
         if reply and (one.row.role != Role.ASSISTANT or _begins_anew(reply, one)):
             history += _reply(reply, results)
