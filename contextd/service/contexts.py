@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import structlog
 from msgspec import UNSET
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import Column, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from contextd.core.context import (
@@ -50,6 +50,7 @@ log = structlog.get_logger(__name__)
 
 PURGE_RETRY_S = 10.0
 NESTING_MAX = 200  # levels of JSON
+PURGE_MESSAGES = 500
 PURGE_ROWS = 5000  # in one transaction, so that a large deletion does not hold the writer up
 
 _NEWEST = (10**18 - 1, 10**18 - 1)
@@ -294,7 +295,7 @@ class Contexts:
         key = inserted.scalar_one()
         segment = await connection.execute(
             insert(segments)
-            .values(context_key=key, parent_key=None, parent_depth=0)
+            .values(context_key=key, parent_key=None, parent_depth=0, number=1)
             .returning(segments.c.key)
         )
         await connection.execute(
@@ -384,33 +385,49 @@ async def _purge_some(connection: AsyncConnection) -> int:
     )
     if key is None:
         return 0
-    message = (
-        await connection.execute(
-            select(messages.c.key, heads.c.head)
-            .join(heads, heads.c.message_key == messages.c.key)
-            .where(messages.c.context_key == key)
-            .limit(1)
-        )
-    ).one_or_none()
-    if message is not None:
-        return await _purge_message(connection, message.key, message.head)
-    oldest = (
-        select(journal.c.revision)
-        .where(journal.c.context_key == key)
-        .order_by(journal.c.revision)
-        .limit(PURGE_ROWS)
+    oldest = await connection.execute(
+        select(messages.c.key, heads.c.head)
+        .join(heads, heads.c.message_key == messages.c.key)
+        .where(messages.c.context_key == key)
+        .order_by(messages.c.revision)
+        .limit(PURGE_MESSAGES)
     )
-    removed = await connection.execute(
-        delete(journal).where(journal.c.context_key == key, journal.c.revision.in_(oldest))
-    )
-    if removed.rowcount:
-        return removed.rowcount
-    for table in (tool_calls, turns, branches, segments):
-        await connection.execute(delete(table).where(table.c.context_key == key))
+    found = oldest.all()
+    if found and found[0].head > PURGE_ROWS:
+        return await _purge_message(connection, found[0].key, found[0].head)
+    if found:
+        return await _purge_messages(connection, found)
+    of_rest = (journal.c.revision, tool_calls.c.key, turns.c.key, branches.c.name, segments.c.key)
+    for column in of_rest:
+        if removed := await _purge_rows(connection, key, column):
+            return removed
     await connection.execute(
         update(tombstones).where(tombstones.c.context_key == key).values(purged=True)
     )
     return 1
+
+
+async def _purge_rows(connection: AsyncConnection, context_key: int, column: Column[Any]) -> int:
+    """Some rows of the context in the column's table; the column tells them apart."""
+    mine = column.table.c.context_key == context_key
+    some = select(column).where(mine).limit(PURGE_ROWS)
+    removed = await connection.execute(delete(column.table).where(mine, column.in_(some)))
+    return removed.rowcount
+
+
+async def _purge_messages(connection: AsyncConnection, found: Sequence[AnyRow]) -> int:
+    """The first of these messages, whole, as many as make one batch."""
+    keys: list[int] = []
+    rows = 0
+    for message in found:
+        rows += message.head + 1
+        if keys and rows > PURGE_ROWS:
+            break
+        keys.append(message.key)
+    await connection.execute(delete(chunks).where(chunks.c.message_key.in_(keys)))
+    await connection.execute(delete(heads).where(heads.c.message_key.in_(keys)))
+    await connection.execute(delete(messages).where(messages.c.key.in_(keys)))
+    return rows
 
 
 async def _purge_message(connection: AsyncConnection, key: int, head: int) -> int:

@@ -9,11 +9,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from contextd.core.errors import TurnNotFound
 from contextd.core.message import FILE_REFERENCE, THINKING, Role
 from contextd.core.values import JsonObject
-from contextd.store.reader import Reader, find_context, select_messages
+from contextd.store.reader import Reader, find_context, select_messages, select_placed
 from contextd.store.stored import stored_object
 from contextd.store.tables import AnyRow, heads, journal, messages, tool_calls, turns
 from contextd.store.text import read_whole
-from contextd.store.tree import on_branch
+from contextd.store.tree import find_path
 
 MERGED_FROM = "merged_from"  # the member of a copy's metadata
 IDS_GROUP = 50  # ids in one condition
@@ -57,9 +57,9 @@ class History:
             root = roots.get(turn.id, turn.id)
             family = [turn.id, root, *(one for one, first in roots.items() if first == root)]
             of_turn = messages.c.turn_id.in_(family)
+            path = await find_path(connection, context.key, branch)
             shown = (
-                select_messages(context.key)
-                .where(await on_branch(connection, context.key, branch))
+                select_placed()
                 .where(messages.c.kind != THINKING, messages.c.status != "streaming")
                 .where(or_(heads.c.head > 0, messages.c.role == "tool"))
                 .where(
@@ -70,14 +70,12 @@ class History:
                         messages.c.turn_id.not_in(retried_turns(context.key)),
                     )
                 )
-                .order_by(messages.c.depth.desc())
             )
-            mine = (await connection.execute(shown.where(of_turn))).all()
-            before = (
-                await connection.execute(
-                    shown.where(or_(messages.c.turn_id.is_(None), ~of_turn)).limit(messages_max)
-                )
-            ).all()
+            its = shown.where(messages.c.context_key == context.key, of_turn)
+            placed = (await connection.execute(its.where(~messages.c.superseded))).all()
+            mine = list((await path.holding(connection, placed)).values())
+            others = shown.where(or_(messages.c.turn_id.is_(None), ~of_turn))
+            before = await path.newest(connection, others, limit=messages_max)
             files = await _files_of(connection, context.key, [*mine, *before])
             own, older = _with_files(mine, files), _with_files(before, files)
             left = bytes_max - sum(row.bytes for group in own for row in group)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Text, column, insert, select, type_coerce, values
+from sqlalchemy import ColumnElement, Select, Text, column, insert, select, type_coerce, values
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from contextd.core.branch import LeftOut, LeftOutReason
@@ -21,7 +21,7 @@ from contextd.store.history import MERGED_FROM, merged_from, origin, retried_tur
 from contextd.store.notices import ClosedMessage
 from contextd.store.stored import stored_object
 from contextd.store.tables import AnyRow, Key, chunks, heads, messages
-from contextd.store.tree import on_branch
+from contextd.store.tree import Path, find_path
 
 # Of one merge, since it is one transaction, and no other write goes on meanwhile.
 CONSIDERED_MAX = 10_000
@@ -44,15 +44,15 @@ async def choose(
 
     Raises `BranchNotFound`, and `PayloadTooLarge` where it is too much for one merge.
     """
-    on_source = await on_branch(edit.connection, edit.key, source)
-    on_target = await on_branch(edit.connection, edit.key, target)
-    which = ~on_target if message_ids is None else messages.c.id.in_(message_ids)
-    found = await _candidates(edit, on_source, on_target, which)
+    on_source = await find_path(edit.connection, edit.key, source)
+    on_target = await find_path(edit.connection, edit.key, target)
+    found = await _candidates(edit, on_source, on_target, message_ids)
+    shared = await on_target.holding(edit.connection, found)
     present = await _present(edit, on_target, found)
     queued = await _queued(edit.connection, edit.key, source)
     chosen, left_out = [], []
     for row in found:
-        reason = _reason(row, present)
+        reason = "already_there" if row.key in shared else _reason(row, present)
         present.add(origin(row))  # so that of two copies of one message only the first goes
         if reason is None:
             chosen.append(row)
@@ -107,46 +107,50 @@ async def add_copies(
 
 
 async def _candidates(
-    edit: ContextEdit, on_source: Any, on_target: Any, which: Any
+    edit: ContextEdit, on_source: Path, on_target: Path, message_ids: Sequence[str] | None
 ) -> Sequence[AnyRow]:
-    """Messages of the source, each with whether the target `shares` it and its turn was `retried`."""
-    rows = (
-        await edit.connection.execute(
-            select(
-                messages,
-                heads.c.head,
-                heads.c.bytes,
-                heads.c.characters,
-                on_target.label("shared"),
-                messages.c.turn_id.in_(retried_turns(edit.key)).label("retried"),
-            )
-            .join(heads, heads.c.message_key == messages.c.key)
-            .where(messages.c.context_key == edit.key, on_source, which)
-            .order_by(messages.c.depth)
-            .limit(CONSIDERED_MAX + 1)
-        )
-    ).all()
+    """Messages of the source in its order, each with whether its turn was `retried`."""
+    query = select(
+        messages,
+        heads.c.head,
+        heads.c.bytes,
+        heads.c.characters,
+        messages.c.turn_id.in_(retried_turns(edit.key)).label("retried"),
+    ).join(heads, heads.c.message_key == messages.c.key)
+    if message_ids is None:
+        parting = await on_source.parting(edit.connection, on_target)
+        rows = await on_source.after(edit.connection, query, parting, limit=CONSIDERED_MAX + 1)
+    else:
+        rows = await _on(edit, on_source, query, messages.c.id.in_(message_ids))
+        rows.sort(key=lambda row: row.depth)
     if len(rows) > CONSIDERED_MAX:
         raise TooManyMessages(CONSIDERED_MAX)
     return rows
 
 
-async def _present(edit: ContextEdit, on_target: Any, found: Sequence[AnyRow]) -> set[str]:
+async def _on(edit: ContextEdit, path: Path, query: Select[Any], which: Any) -> list[AnyRow]:
+    """Those of the context's messages that stand on the path."""
+    found = await edit.connection.execute(
+        query.where(messages.c.context_key == edit.key, ~messages.c.superseded, which)
+    )
+    return list((await path.holding(edit.connection, found.all())).values())
+
+
+async def _present(edit: ContextEdit, on_target: Path, found: Sequence[AnyRow]) -> set[str]:
     """The messages that the target has itself, or copies of, as far as they matter for `found`."""
+    query = select(
+        messages.c.key,
+        messages.c.id,
+        messages.c.metadata,
+        messages.c.segment_key,
+        messages.c.depth,
+    )
     metadata: ColumnElement[str] = type_coerce(messages.c.metadata, Text)
-    copies = await edit.connection.execute(
-        select(messages.c.id, messages.c.metadata)
-        .where(messages.c.context_key == edit.key, on_target)
-        .where(metadata.contains(f'"{MERGED_FROM}"', autoescape=True))
-    )
-    present = {origin(row) for row in copies}
+    is_copy = metadata.contains(f'"{MERGED_FROM}"', autoescape=True)
+    copies = await _on(edit, on_target, query, is_copy)
     origins = {origin(row) for row in found} - {row.id for row in found}
-    own = await edit.connection.scalars(
-        select(messages.c.id)
-        .where(messages.c.context_key == edit.key, on_target)
-        .where(messages.c.id.in_(origins))
-    )
-    return present | set(own)
+    own = await _on(edit, on_target, query, messages.c.id.in_(origins))
+    return {origin(row) for row in copies} | {row.id for row in own}
 
 
 async def _queued(connection: AsyncConnection, context_key: int, branch: str) -> list[str]:
@@ -162,7 +166,7 @@ async def _queued(connection: AsyncConnection, context_key: int, branch: str) ->
 
 def _reason(row: AnyRow, present: set[str]) -> LeftOutReason | None:
     """Why a message of the source does not go over; null: it does."""
-    if row.shared or origin(row) in present:
+    if origin(row) in present:
         return "already_there"
     if row.status == MessageStatus.STREAMING:
         return "open"

@@ -25,7 +25,7 @@ from contextd.store.tables import (
     turns,
 )
 from contextd.store.text import in_slice, read_text
-from contextd.store.tree import on_branch
+from contextd.store.tree import find_path
 from contextd.store.trouble import translated, trouble_of
 
 PULL_CHUNKS_MAX = 65_536  # of one answer; sequences are dense, so this bounds the scan as well
@@ -75,11 +75,12 @@ class Changes(msgspec.Struct, frozen=True):
 
 def select_messages(context_key: int) -> Select[Any]:
     """Messages of a context with their heads."""
-    return (
-        select(*MESSAGE_COLUMNS)
-        .select_from(_WITH_HEAD)
-        .where(messages.c.context_key == context_key)
-    )
+    return select_placed().where(messages.c.context_key == context_key)
+
+
+def select_placed() -> Select[Any]:
+    """Messages with their heads, for a `Path` that says which."""
+    return select(*MESSAGE_COLUMNS).select_from(_WITH_HEAD)
 
 
 class Reader:
@@ -192,25 +193,18 @@ class Reader:
         async with self.snapshot() as connection:
             context = await find_context(connection, context_id)
             name = branch or context.active_branch
-            placed = (
-                await connection.execute(
-                    select_messages(context.key)
-                    .where(await on_branch(connection, context.key, name))
-                    .where(messages.c.depth > after_depth)
-                    .order_by(messages.c.depth)
-                    .limit(limit)
-                )
-            ).all()
-            queued = (
-                await connection.execute(
+            path = await find_path(connection, context.key, name)
+            rows = await path.after(connection, select_placed(), after_depth, limit=limit)
+            if len(rows) < limit:
+                queued = await connection.execute(
                     select_messages(context.key)
                     .where(messages.c.queued_branch == name, ~messages.c.superseded)
                     .where(messages.c.key > after_queued_key)
                     .order_by(messages.c.key)
-                    .limit(limit - len(placed))
+                    .limit(limit - len(rows))
                 )
-            ).all()
-        return context, [*placed, *queued]
+                rows += queued.all()
+        return context, rows
 
     async def changes(self, context_id: str, *, after: tuple[int, int], limit: int) -> Changes:
         """Messages whose last change is after (revision, key), by revision, of all branches."""

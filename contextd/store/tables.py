@@ -132,9 +132,21 @@ segments = Table(
     "segments",
     metadata,
     Column("key", Key, primary_key=True, autoincrement=True),
-    Column("context_key", Key, nullable=False, index=True),
+    Column("context_key", Key, nullable=False),
+    # Where it was forked off, and what a path jumps to that has nothing to look for on the way.
     Column("parent_key", Key, nullable=True),
     Column("parent_depth", Integer, nullable=False),
+    Column("jump_key", Key, nullable=True),
+    Column("rank", Integer, nullable=False, server_default="0"),  # how many are above it
+    Column("number", Integer, nullable=False, server_default="0"),  # of the context's, from 1
+)
+Index(None, segments.c.context_key, segments.c.number)
+Index(
+    "ix_segments_forks",
+    segments.c.parent_key,
+    segments.c.parent_depth,
+    sqlite_where=text("parent_key IS NOT NULL"),
+    postgresql_where=text("parent_key IS NOT NULL"),
 )
 
 branches = Table(
@@ -147,6 +159,9 @@ branches = Table(
     Column("leaf_depth", Integer, nullable=False),
     Column("created_at", BigInteger, nullable=False),
 )
+
+Index(None, branches.c.context_key, branches.c.segment_key)
+Index(None, branches.c.segment_key)
 
 turns = Table(
     "turns",
@@ -223,6 +238,12 @@ Index(
     messages.c.context_key,
     sqlite_where=text("status = 'streaming'"),
     postgresql_where=text("status = 'streaming'"),
+)
+Index(
+    "ix_messages_queued",
+    messages.c.context_key,
+    sqlite_where=text("queued_branch IS NOT NULL"),
+    postgresql_where=text("queued_branch IS NOT NULL"),
 )
 
 heads = Table(
