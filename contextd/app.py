@@ -18,7 +18,7 @@ import uvicorn
 from rich.console import Console
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from contextd.core.errors import Overloaded
+from contextd.core.errors import InternalError, Overloaded
 from contextd.http.application import make_application
 from contextd.listening import announce, check_exposure, listen
 from contextd.log import configure_logging
@@ -46,11 +46,12 @@ from contextd.service import (
 from contextd.service.call_rows import Results
 from contextd.settings import Settings, SettingsError
 from contextd.signals.hub import Hub
-from contextd.store.engines import StoreError, make_engines
+from contextd.store.engines import Engines, StoreError, make_engines, parse_url, shown
 from contextd.store.history import History
 from contextd.store.presence import Presence
 from contextd.store.reader import Reader
 from contextd.store.tail import Tail
+from contextd.store.trouble import Kind
 from contextd.store.upgrade import upgrade
 from contextd.store.writer import Writer
 from contextd.tools.arguments import ArgumentChecker
@@ -142,7 +143,12 @@ async def running(
     database_id = await upgrade(settings.database)
     engines = make_engines(settings.database, readers=settings.readers)
     presence = Presence(settings.database)
-    writer = Writer(engines.writer, clock_ms=clock_ms, queue_max=settings.writer_queue_max)
+    writer = Writer(
+        engines.writer,
+        clock_ms=clock_ms,
+        queue_max=settings.writer_queue_max,
+        file=engines.file,
+    )
     reader = Reader(engines.reader, connections=settings.readers)
     hub = Hub(
         database_id=database_id,
@@ -184,8 +190,10 @@ async def running(
     background: list[asyncio.Task[Any]] = []
     try:
         await tools.open()
-        await presence.enter(lambda: _taken(service.recovery.expire_all_leases))
-        await _taken(turns.recover)
+        await presence.enter(
+            lambda: _retry_while_busy(service.recovery.expire_all_leases, writer, settings.database)
+        )
+        await _retry_while_busy(turns.recover, writer, settings.database)
         background += [
             asyncio.create_task(turns.keep(), name="turns-keep"),
             asyncio.create_task(service.producers.keep(), name="producers-keep"),
@@ -217,19 +225,33 @@ async def running(
             engines.dispose,
         ):
             await _within_limit(close)
+        _keep_logs_apart(engines)
         hub.stop()
 
 
-async def _taken(write: Callable[[], Awaitable[object]]) -> None:
-    """Writes, and again while other processes keep the database busy. Raises `Overloaded` in the end."""
+def _keep_logs_apart(engines: Engines) -> None:
+    if engines.file is not None and (aside := engines.file.set_log_aside()):
+        log.error("the database was replaced; the log of the one before was set aside", path=aside)
+
+
+async def _retry_while_busy(
+    write: Callable[[], Awaitable[object]], writer: Writer, database: str
+) -> None:
+    """Retry `write` while other processes lock the database, or while it is starting.
+
+    Raises `StoreError` with the reason when waiting is of no use.
+    """
     for left in reversed(range(START_TRIES)):
         try:
             await write()
             return
-        except Overloaded:
-            if not left:
-                raise
-            await asyncio.sleep(START_PAUSE_S)
+        except (Overloaded, InternalError):
+            trouble = writer.trouble
+            if left and trouble is not None and trouble.kind in {Kind.BUSY, Kind.AWAY}:
+                await asyncio.sleep(START_PAUSE_S)
+                continue
+            what = (trouble and trouble.reason) or "does not take what has to be written at a start"
+            raise StoreError(f"The database {shown(parse_url(database))} {what}") from None
 
 
 async def _within_limit(close: Callable[[], Awaitable[object]]) -> None:

@@ -103,6 +103,7 @@ async def ready(state: State) -> Health:
         raise Overloaded("Writes are not being taken.")
     if writer.stuck:
         raise Overloaded("The database takes too long over a write.")
+    writer.look()
     with suppress(ContextdError):  # the reason says it
         if writer.readiness.lacks(WRITES):
             await _answered(writer.probe)  # it may be over, with nobody writing since

@@ -16,6 +16,9 @@ from sqlalchemy import URL, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from contextd.store.database_file import DatabaseFile
+from contextd.store.trouble import Kind, trouble_of
+
 Dialect: TypeAlias = Literal["sqlite", "postgresql"]
 
 SQLITE = "sqlite+aiosqlite"
@@ -42,15 +45,6 @@ READER_PRAGMAS: Mapping[str, str] = {
     "cache_size": "-8192",
 }
 
-_SQLITE_REASONS = {
-    "SQLITE_NOTADB": "is not a SQLite database; it was left as it is",
-    "SQLITE_CORRUPT": "is damaged",
-    "SQLITE_BUSY": "is locked by another program",
-    "SQLITE_READONLY": "cannot be written",
-    "SQLITE_CANTOPEN": "cannot be opened",
-    "SQLITE_FULL": "cannot be written: the disk is full",
-}
-
 
 class StoreError(Exception):
     """The database cannot be used. One line, for the operator; it never shows a password."""
@@ -63,6 +57,7 @@ class Engines:
     writer: AsyncEngine
     reader: AsyncEngine
     dialect: Dialect
+    file: DatabaseFile | None = None  # of SQLite, as it is now
 
     async def dispose(self) -> None:
         """Close every connection that is not in use. The engines can be used again afterwards."""
@@ -73,18 +68,27 @@ class Engines:
 def make_engines(database_url: str, *, readers: int) -> Engines:
     """Engines for `database_url`, with up to `readers` reading connections. Nothing connects yet.
 
-    Run `upgrade` first: it finds out whether the database is there and is one of contextd's.
+    Run `upgrade` first: it finds out whether the database is there and is one of contextd's. SQLite's
+    connections never make a file, and are refused when another one is at its path.
     Raises `StoreError` for a URL that contextd cannot use.
     """
     url = parse_url(database_url)
     dialect = dialect_of(url)
     if dialect == "sqlite":
-        writer = sqlite_engine(url, connections=1, begin="BEGIN IMMEDIATE", pragmas=WRITER_PRAGMAS)
-        reader = sqlite_engine(url, connections=readers, begin="BEGIN", pragmas=READER_PRAGMAS)
-    else:
-        writer = postgresql_engine(url, connections=1)
-        reader = postgresql_engine(url, connections=readers)
+        return _sqlite_engines(url, readers=readers)
+    writer = postgresql_engine(url, connections=1)
+    reader = postgresql_engine(url, connections=readers)
     return Engines(writer=writer, reader=reader, dialect=dialect)
+
+
+def _sqlite_engines(url: URL, *, readers: int) -> Engines:
+    file = DatabaseFile(cast("str", url.database))
+    existing = sqlite_uri(sqlite_path(url), mode="rw")
+    writer = sqlite_engine(existing, connections=1, begin="BEGIN IMMEDIATE", pragmas=WRITER_PRAGMAS)
+    reader = sqlite_engine(existing, connections=readers, begin="BEGIN", pragmas=READER_PRAGMAS)
+    for engine in (writer, reader):
+        event.listen(engine.sync_engine, "do_connect", lambda *_: file.check_before_open())
+    return Engines(writer=writer, reader=reader, dialect="sqlite", file=file)
 
 
 def parse_url(database_url: str) -> URL:
@@ -103,6 +107,11 @@ def parse_url(database_url: str) -> URL:
         ) from None
     if url.drivername == SQLITE:
         _check_sqlite(url)
+        if "?" in database_url:  # what follows would be left out of the path without a word
+            raise StoreError(
+                f"A SQLite database takes no parameters; a '?' in its path is written as %3F "
+                f"(got {shown(url)})"
+            )
     elif url.drivername == POSTGRESQL:
         _check_postgresql(url)
     else:
@@ -123,8 +132,21 @@ def shown(url: URL) -> str:
 
 
 def sqlite_path(url: URL) -> Path:
-    """The file that a checked SQLite URL names: the same path for all names of one file."""
-    return Path(cast("str", url.database)).resolve()
+    """The file that a checked SQLite URL names: the same path for all names of one file.
+
+    Raises `StoreError` for a path that leads nowhere: a circle of links, a name that is too long.
+    """
+    try:
+        path = Path(cast("str", url.database)).resolve()
+        path.exists()
+    except (OSError, RuntimeError, ValueError):
+        raise StoreError(f"The path of the database {shown(url)} leads nowhere") from None
+    return path
+
+
+def sqlite_uri(path: Path, *, mode: str) -> URL:
+    """The file at `path` for SQLite itself: `mode` is "ro", or "rw" for one that is there already."""
+    return URL.create(SQLITE, database=path.as_uri(), query={"mode": mode, "uri": "true"})
 
 
 def sqlite_engine(
@@ -193,10 +215,13 @@ def postgresql_engine(url: URL, *, connections: int) -> AsyncEngine:
 
 def reason(error: Exception) -> str:
     """What the driver says, as the end of a sentence of one line."""
-    name = sqlite_error_name(error)
-    for prefix, reason in _SQLITE_REASONS.items():
-        if name.startswith(prefix):
-            return reason
+    trouble = trouble_of(error)
+    if (
+        trouble is not None
+        and trouble.code.startswith("SQLITE_")
+        and trouble.kind is not Kind.DEFECT
+    ):
+        return trouble.reason
     cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
     lines = str(cause).strip().splitlines() or [type(cause).__name__]
     return f"cannot be used: {lines[0]}"
@@ -215,6 +240,11 @@ def _check_sqlite(url: URL) -> None:
             f"contextd needs SQLite {needed} or newer; this Python has {sqlite3.sqlite_version}"
         )
     name = url.database or ""
+    if url.host or url.username or url.port:
+        raise StoreError(
+            f"A SQLite database is on this machine: three slashes, then its path, as in "
+            f"{SQLITE}:///contextd.db (got {shown(url)})"
+        )
     if name in {"", ":memory:"} or url.query.get("mode") == "memory":
         raise StoreError(
             f"contextd cannot keep its database in memory: name a file, as in {SQLITE}:///contextd.db"

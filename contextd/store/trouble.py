@@ -1,9 +1,9 @@
-"""What goes wrong at the database, and whether it may pass by itself: said here, for both databases.
+"""Classifies the errors of both databases: which may pass by themselves, and which never do.
 
-What may pass is `overloaded` (503) for a caller and is tried again for a turn. What never passes is
-`internal_error` (500) and is tried by nobody: a defect of the statement or its values concerns one
-caller, a broken database all of them until somebody mends it. Codes decide, never words: an error's
-words may quote the row, and a row is chat.
+An error that may pass becomes `overloaded` (503), and a turn tries its write again. An error that never
+passes becomes `internal_error` (500), and nobody tries again: a defect of a statement or its values
+concerns one caller, a broken database concerns all of them until an operator mends it. The error's code
+decides. Its text is never shown or logged, because it may quote a row, and a row holds chat text.
 """
 
 import sqlite3
@@ -21,13 +21,13 @@ log = structlog.get_logger(__name__)
 
 
 class Kind(Enum):
-    """Whose trouble it is. The first three may pass."""
+    """The kinds of database errors. The first three may pass."""
 
-    BUSY = auto()  # others have what it needs, or it was undone for their sake
+    BUSY = auto()  # locked by others, or rolled back in their favour
     AWAY = auto()  # no connection: cut, refused, starting, stopping
     FULL = auto()  # the disk is full or fails
-    BROKEN = auto()  # an operator has to mend it: damaged, read-only, replaced, not let in
-    DEFECT = auto()  # this statement with these values is never taken
+    BROKEN = auto()  # an operator has to mend it: damaged, read-only, replaced, access denied
+    DEFECT = auto()  # the database will never accept this statement with these values
 
 
 class Trouble(msgspec.Struct, frozen=True):
@@ -42,12 +42,12 @@ class Trouble(msgspec.Struct, frozen=True):
 
     @property
     def may_pass(self) -> bool:
-        """Whether the same may succeed later with nobody doing anything to it."""
+        """Whether the same write may succeed later without an operator."""
         return self.kind in {Kind.BUSY, Kind.AWAY, Kind.FULL}
 
     @property
     def sentence(self) -> str:
-        """For the operator; without names, paths or anything of a chat."""
+        """The reason as a sentence for the operator, without names, paths or chat text."""
         return f"The database {self.reason}."
 
 
@@ -95,7 +95,7 @@ _POSTGRESQL: Mapping[str, tuple[Kind, str]] = {
     "28": _NOT_ALLOWED,
     "3D": (Kind.BROKEN, "is not there"),
     "3F": (Kind.BROKEN, "has not the tables of contextd"),
-    "40": (Kind.BUSY, "undid the write for another one's sake"),
+    "40": (Kind.BUSY, "rolled the write back in favour of another"),
     "42501": _NOT_ALLOWED,
     "42P01": (Kind.BROKEN, "has not the tables of contextd"),
     "42703": (Kind.BROKEN, "has not the tables of contextd"),
@@ -115,7 +115,7 @@ _POSTGRESQL: Mapping[str, tuple[Kind, str]] = {
 
 
 def trouble_of(error: BaseException) -> Trouble | None:
-    """What the database means by `error`; None for an error that is not the database's."""
+    """The classification of `error`; None if it does not come from the database."""
     if isinstance(error, DatabaseMovedError):
         return _trouble("moved", _MOVED)
     if isinstance(error, PoolTimeoutError):
@@ -133,9 +133,9 @@ def trouble_of(error: BaseException) -> Trouble | None:
 
 
 def translated(error: Exception, *, event: str) -> Exception:
-    """The refusal that a caller gets in place of the database's error, which is logged as `event`.
+    """The `ContextdError` for a database error, which is logged as `event` with its code.
 
-    Another error, a defect of ours, comes back as it is.
+    An error that does not come from the database is returned as it is.
     """
     trouble = trouble_of(error)
     if trouble is None or isinstance(error, ContextdError):
@@ -151,7 +151,7 @@ def _trouble(code: str, meaning: tuple[Kind, str]) -> Trouble:
 
 
 def _found(table: Mapping[str, tuple[Kind, str]], code: str) -> tuple[Kind, str]:
-    """What is unknown is a defect: only what is known to pass is tried again."""
+    """An unknown code counts as a defect, because only errors that are known to pass are retried."""
     for length in range(len(code), 1, -1):
         if code[:length] in table:
             return table[code[:length]]
@@ -159,14 +159,14 @@ def _found(table: Mapping[str, tuple[Kind, str]], code: str) -> tuple[Kind, str]
 
 
 def _is_drivers(error: BaseException) -> bool:
-    """asyncpg's errors come unwrapped while connecting, and asyncpg may not be installed."""
+    """asyncpg raises its own errors while connecting. Told by name: it may not be installed."""
     return type(error).__module__.partition(".")[0] == "asyncpg"
 
 
 def _without_code(error: BaseException, cause: BaseException) -> tuple[Kind, str]:
-    """Of the driver itself: a connection that is no more, or a value that it cannot send."""
+    """An error of the driver itself: the connection is closed, or a value cannot be sent."""
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return _AWAY
-    # Only sqlite3 has no other word for it than its words.
-    sends = isinstance(cause, sqlite3.Error) and "closed" not in str(cause)
-    return _DEFECT if sends else _AWAY
+    # sqlite3 tells a closed connection from a bad value only by its text.
+    is_bad_value = isinstance(cause, sqlite3.Error) and "closed" not in str(cause)
+    return _DEFECT if is_bad_value else _AWAY

@@ -24,7 +24,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from contextd.store import tables
 from contextd.store.engines import (
-    SQLITE,
     StoreError,
     dialect_of,
     parse_url,
@@ -34,6 +33,7 @@ from contextd.store.engines import (
     sqlite_engine,
     sqlite_error_name,
     sqlite_path,
+    sqlite_uri,
 )
 
 # How long a start waits for others that are starting; then it gives up with a `StoreError`.
@@ -57,7 +57,7 @@ async def upgrade(database_url: str) -> str:
             await _prepare_file(url)
         async with _one_at_a_time():
             return await _upgrade(url)
-    except (DBAPIError, sqlite3.Error) as error:
+    except (DBAPIError, sqlite3.Error, OSError) as error:
         raise StoreError(f"The database {shown(url)} {reason(error)}") from error
 
 
@@ -190,6 +190,8 @@ def _check_path(path: Path) -> None:
         raise StoreError(f"The folder {folder} for the database does not exist")
     if path.is_dir():
         raise StoreError(f"The database {path} is a folder; it must be a file")
+    if path.exists() and not path.is_file():
+        raise StoreError(f"The database {path} is a device or a pipe; it must be a file")
     if path.exists() and not os.access(path, os.R_OK | os.W_OK):
         raise StoreError(f"The database {path} cannot be read and written by this user")
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -211,9 +213,12 @@ async def _look(url: URL, path: Path) -> None:
 
 
 async def _look_in_mode(mode: str, url: URL, path: Path) -> None:
-    limited = URL.create(SQLITE, database=path.as_uri(), query={"mode": mode, "uri": "true"})
     engine = sqlite_engine(
-        limited, connections=1, begin="BEGIN", pragmas={}, busy_timeout_s=LOCK_WAIT_S
+        sqlite_uri(path, mode=mode),
+        connections=1,
+        begin="BEGIN",
+        pragmas={},
+        busy_timeout_s=LOCK_WAIT_S,
     )
     async with _connection(engine, url) as connection:
         await connection.run_sync(_examine, url, ScriptDirectory.from_config(_alembic_config()))

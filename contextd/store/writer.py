@@ -25,9 +25,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from contextd.core.errors import ContextdError, Overloaded, ShuttingDown
 from contextd.store.appends import Append, Appended, Appender, AppendHook, utf8_bytes
-from contextd.store.readiness import WRITES, Readiness
+from contextd.store.database_file import DatabaseFile
+from contextd.store.readiness import DISK, WRITES, Readiness
 from contextd.store.tables import database
-from contextd.store.trouble import Kind, translated, trouble_of
+from contextd.store.trouble import DatabaseMovedError, Kind, Trouble, translated, trouble_of
 
 log = structlog.get_logger(__name__)
 
@@ -93,11 +94,14 @@ class Writer:
         clock_ms: Callable[[], int],
         queue_max: int,
         readiness: Readiness | None = None,
+        file: DatabaseFile | None = None,
     ) -> None:
         self._engine = engine
+        self._file = file
         self._clock_ms = clock_ms
         self._queue_max = queue_max
         self.readiness = readiness or Readiness()
+        self.trouble: Trouble | None = None  # that the last write had with the database
         self._queue: list[_Entry] = []
         self._wake = asyncio.Event()
         self._closing = False
@@ -189,6 +193,19 @@ class Writer:
         self._put(_Change(work, after, future))
         return await future
 
+    def look(self) -> None:
+        """Notes what can be seen without a write: a file that is not there any more, a full disk."""
+        if self._file is None:
+            return
+        try:
+            self._file.check()
+        except DatabaseMovedError as error:
+            self._note(error)
+        if self._file.disk_is_full():
+            self.readiness.lack(DISK, "The disk of the database is full.")
+        else:
+            self.readiness.regain(DISK)
+
     async def probe(self) -> None:
         """A write that is of no consequence, to find out whether writes are taken. Raises as `change`."""
 
@@ -210,6 +227,8 @@ class Writer:
         while not self._closing or self._queue:
             try:
                 async with self._engine.connect() as connection:
+                    if self._file is not None:
+                        self._file.opened()
                     await self._serve(connection)
             except Exception as error:
                 self._note(error)
@@ -286,11 +305,13 @@ class Writer:
 
     def _note(self, error: Exception | None) -> None:
         """What the last write says of the database. A defect of the write itself says nothing."""
-        if error is None:
-            self.readiness.regain(WRITES)
+        trouble = None if error is None else trouble_of(error)
+        if error is not None and (trouble is None or trouble.kind is Kind.DEFECT):
             return
-        trouble = trouble_of(error)
-        if trouble is not None and trouble.kind is not Kind.DEFECT:
+        self.trouble = trouble
+        if trouble is None:
+            self.readiness.regain(WRITES)
+        else:
             self.readiness.lack(WRITES, trouble.sentence)
 
     async def _try(self, connection: AsyncConnection, group: Sequence[_Entry]) -> Exception | None:
@@ -309,6 +330,8 @@ class Writer:
         self._chunks_in_group = 0
         try:
             await self._execute(connection, group)
+            if self._file is not None:
+                self._file.check()
         except Exception as error:
             with suppress(Exception):
                 await transaction.rollback()

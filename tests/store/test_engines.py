@@ -14,10 +14,18 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from contextd.store.engines import Engines, StoreError, make_engines, parse_url, shown, sqlite_path
 
 
+def engines_on(database_url: str) -> Engines:
+    """SQLite's never make the file: `upgrade` does."""
+    url = parse_url(database_url)
+    if url.get_backend_name() == "sqlite":
+        sqlite_path(url).touch()
+    return make_engines(database_url, readers=2)
+
+
 @pytest.fixture
 async def engines(database_url: str) -> AsyncIterator[Engines]:
     """Engines on a database with one empty table `t`."""
-    made = make_engines(database_url, readers=2)
+    made = engines_on(database_url)
     await execute(made.writer, "CREATE TABLE t (a INTEGER)")
     yield made
     await made.dispose()
@@ -25,7 +33,7 @@ async def engines(database_url: str) -> AsyncIterator[Engines]:
 
 @pytest.fixture
 async def sqlite_engines(sqlite_url: str) -> AsyncIterator[Engines]:
-    made = make_engines(sqlite_url, readers=2)
+    made = engines_on(sqlite_url)
     await execute(made.writer, "CREATE TABLE t (a INTEGER)")
     yield made
     await made.dispose()
@@ -56,6 +64,10 @@ async def values(engine: AsyncEngine, query: str) -> list[object]:
         ("sqlite+aiosqlite:///file:x?mode=memory&uri=true", "in memory"),
         ("sqlite+aiosqlite:///file:contextd.db?uri=true", "plain path"),
         ("sqlite+aiosqlite:///contextd.db?timeout=5", "plain path"),
+        ("sqlite+aiosqlite:///what?.db", "written as %3F"),
+        ("sqlite+aiosqlite:///contextd.db?", "written as %3F"),
+        ("sqlite+aiosqlite://contextd.db", "three slashes"),
+        ("sqlite+aiosqlite://user:secret@host/contextd.db", "three slashes"),
         ("postgresql+asyncpg://user:secret@host", "names no database"),
     ],
 )
