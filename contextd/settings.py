@@ -60,6 +60,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     workspace: str | None = None
     tools: str | None = None
     mcp_servers: str | None = None
+    mcp_message_bytes_max: Annotated[int, Meta(ge=1024, le=2**31 - 1)] = 4 * 1024 * 1024
+    mcp_log_stderr: bool = False
     workflows: str | None = None
     file_bytes_max: Bytes = 64 * 1024
     tool_timeout_s: Seconds = 30.0

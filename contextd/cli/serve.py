@@ -35,6 +35,8 @@ DESCRIPTIONS = {
     "workspace": "The folder that the built-in tools read and write.",
     "tools": "A Python module with tools, as 'my_tools' or 'my_tools:toolset'.",
     "mcp_servers": "A JSON file that lists MCP servers.",
+    "mcp_message_bytes_max": "The longest message that is taken of an MCP server.",
+    "mcp_log_stderr": "Log what MCP servers write to standard error; it may quote people's words.",
     "workflows": "The folder of the workflows.",
     "file_bytes_max": "The most of one file that a model is shown, in bytes.",
     "tool_timeout_s": "Seconds after which a tool is stopped.",

@@ -10,7 +10,7 @@ What it raises:
 | `provider_unavailable` | transient | HTTP 409, 425, 5xx; an error within the stream |
 | `incomplete_stream` | transient | the stream broke before the model said why it stopped |
 | `provider_auth` | fatal | HTTP 401, 403; no key for the default server |
-| `provider_rejected` | fatal | any other HTTP status; an answer that is no event stream |
+| `provider_rejected` | fatal | any other HTTP status; a redirect to another server; no event stream |
 | `invalid_stream` | fatal | what came is not a Chat Completions chunk |
 | `invalid_tool_call` | fatal | a tool call without a name; too many calls, too large arguments |
 | `no_model` | fatal | no model is named, and the server does not say which it has |
@@ -35,6 +35,7 @@ from openai import (
     APITimeoutError,
     AsyncOpenAI,
     AsyncStream,
+    DefaultAsyncHttpxClient,
     NotFoundError,
     OpenAIError,
 )
@@ -50,6 +51,7 @@ from contextd.provider import (
 from contextd.provider.chat_answer import INCOMPLETE, Answer
 from contextd.provider.chat_request import FunctionNames, functions, messages
 from contextd.provider.openai_server import checked_key, checked_url
+from contextd.provider.redirects import RedirectRefusedError, staying_on
 from contextd.settings import environment_name
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
@@ -84,8 +86,10 @@ class OpenAIProvider:
         self._is_default_server = not base_url
         # URL and key are always given: the SDK would take them from an environment that means another
         # server. Its own retries are off: the turn counts attempts and backs off.
+        url = checked_url(base_url) if base_url else DEFAULT_BASE_URL
         self._client = AsyncOpenAI(
-            base_url=checked_url(base_url) if base_url else DEFAULT_BASE_URL,
+            base_url=url,
+            http_client=DefaultAsyncHttpxClient(event_hooks={"request": [staying_on(url)]}),
             api_key=self._key or _NO_KEY,
             timeout=timeout_s,
             max_retries=0,
@@ -191,6 +195,9 @@ class OpenAIProvider:
             case APITimeoutError():
                 message = "The model's server did not answer in time."
                 return TransientError("provider_timeout", message)
+            case APIConnectionError(__cause__=RedirectRefusedError() as cause):
+                message = self._line("The model's server cannot be used", cause)
+                return FatalError("provider_rejected", message)
             case APIConnectionError():
                 message = self._line("The model's server cannot be reached", error.__cause__)
                 return TransientError("provider_unreachable", message)

@@ -21,8 +21,9 @@ import structlog
 from contextd.tools import Tool
 from contextd.tools.mcp_connection import Connection
 from contextd.tools.mcp_file import McpServer, read_mcp_file
+from contextd.tools.mcp_limits import McpLimits
 
-__all__ = ["McpServer", "McpServers", "read_mcp_file"]
+__all__ = ["McpLimits", "McpServer", "McpServers", "read_mcp_file"]
 
 # The SDK logs whole messages, also as errors, and they hold arguments and answers.
 SILENT_LOGGERS = ("client", "mcp")
@@ -45,10 +46,12 @@ class McpServers:
         servers: Sequence[McpServer],
         *,
         start_wait_s: float = 10.0,
+        limits: McpLimits = McpLimits(),  # noqa: B008 - it is frozen
         changed: Callable[[list[Tool]], None] | None = None,
     ) -> None:
         self._servers = list(servers)
         self._start_wait_s = start_wait_s
+        self._limits = limits
         self._changed = changed
         self._connections: list[Connection] = []
 
@@ -68,7 +71,9 @@ class McpServers:
         To be called once. A server that does not start is reported in the log, never raised.
         """
         _keep_quiet()
-        self._connections = [Connection(server, self._tell) for server in self._servers]
+        self._connections = [
+            Connection(server, self._tell, self._limits) for server in self._servers
+        ]
         for connection in self._connections:
             connection.start()
         try:
@@ -81,7 +86,7 @@ class McpServers:
         return self.tools
 
     async def close(self) -> None:
-        """Ends every session and every process that was started; takes at most about 10 s.
+        """Ends every session and every process that was started; takes at most about 3 s.
 
         Calls that run end as `ToolError`, and so does every later one. Closing again does nothing.
         """

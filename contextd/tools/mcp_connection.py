@@ -18,13 +18,16 @@ from typing import Any
 import anyio
 import httpx2
 import mcp_types
+import msgspec
 import structlog
 from mcp import Client, MCPError
 from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
 
 from contextd.core.values import JsonObject
 from contextd.tools import Tool, ToolError
+from contextd.tools.mcp_child import NOT_TAKEN
 from contextd.tools.mcp_file import McpServer
+from contextd.tools.mcp_limits import TOOLS_MAX, McpLimits, limit_said
 from contextd.tools.mcp_naming import offered
 from contextd.tools.mcp_result import as_text
 from contextd.tools.mcp_transport import reach
@@ -33,12 +36,12 @@ CONNECT_S = 60.0  # for one try: to start, to agree on a version, and to list th
 LIST_S = 30.0
 LIST_PAUSE_S = 0.5  # between two lists, however often the server says that they changed
 PAGES_MAX = 100
-TOOLS_MAX = 1000  # of one server; more are left out
+NAME_CHARS_MAX, SCHEMA_BYTES_MAX = 1000, 64 * 1024  # of a tool; one with more is left out
 PAUSE_INITIAL_S = 0.5
 PAUSE_MAX_S = 30.0
-CLOSE_S = 8.0  # the SDK takes up to 6.5 s to end a child that does not want to
-CLOSE_CALLS_S = 1.0
-CANCEL_S = 1.0
+CLOSE_S = 2.5  # a child that does not want to end takes 2 s (`mcp_child.py`)
+CLOSE_CALLS_S = 0.2
+CANCEL_S = 0.2
 WORDS_CHARS_MAX = 500  # of a server, in an error
 STOPPING = "contextd is stopping."
 
@@ -51,13 +54,14 @@ log = structlog.get_logger(__name__)
 class Connection:
     """One server and its tools. `changed` is called when `tools` has become another list."""
 
-    def __init__(self, server: McpServer, changed: Callable[[], None]) -> None:
+    def __init__(self, server: McpServer, changed: Callable[[], None], limits: McpLimits) -> None:
         self.name = server.name
         self.tools: list[Tool] = []
         self.tried = asyncio.Event()  # once the first try to reach the server has ended
         self.answered = False  # the server has listed its tools at least once
         self._server = server
         self._changed = changed
+        self._limits = limits
         self._life: asyncio.Task[None] | None = None
         self._calls: set[asyncio.Task[mcp_types.CallToolResult]] = set()
         self._closing = False
@@ -70,6 +74,7 @@ class Connection:
         self._list_changed = asyncio.Event()
         self._opened_at: float | None = None
         self._refusal: int | None = None
+        self._why_broken = ""  # of the last session, where it was we who did not listen any longer
         self._handshake = False
 
         self._failures = 0  # in a row
@@ -108,6 +113,25 @@ class Connection:
         if result.is_error:
             raise ToolError(self._server.conceal(as_text(result)))
         return as_text(result)
+
+    # What the way to the server tells us (`Listener`)
+
+    def ended(self) -> None:
+        """Nothing more comes from the server."""
+        self._end_session()
+
+    def refused(self, status: int) -> None:
+        """It answered a message with this HTTP status."""
+        self._refusal = status
+
+    def broken(self, why: str) -> None:
+        """What it said was too much."""
+        self._why_broken = why
+        self._end_session()
+
+    def list_changed(self) -> None:
+        """It has other tools now."""
+        self._list_changed.set()
 
     # Calls
 
@@ -167,14 +191,19 @@ class Connection:
         if self._handshake and self._refusal == 404 and error.code in SESSION_UNKNOWN:
             self._drop(client)
             return _ForgottenError()
+        limit = limit_said(error.message)
+        if error.code == NOT_TAKEN or limit is not None:
+            what = limit or self._words(error.message)
+            return ToolError(f"The MCP server {self.name} sent {what}. The tool has run.")
         if error.code == mcp_types.CONNECTION_CLOSED:
             return ToolError(self._lost())
         words = self._words(error.message)
         return ToolError(f"The MCP server {self.name} refused the call: {words}")
 
     def _lost(self) -> str:
+        why = f": {self._why_broken}" if self._why_broken else "."
         return (
-            f"The connection to the MCP server {self.name} ended before the tool answered. "
+            f"The connection to the MCP server {self.name} ended before the tool answered{why} "
             "The call may have had an effect."
         )
 
@@ -220,6 +249,8 @@ class Connection:
                     tasks.cancel_scope.cancel()
         except Exception as error:  # the SDK raises groups of whatever went wrong in its tasks
             return self._reason(error)
+        if self._why_broken:
+            return self._why_broken
         return "it closed the connection." if self._opened_at else "it does not answer."
 
     def _make_client(self) -> Client:
@@ -229,7 +260,7 @@ class Connection:
         and a session by one of its own kind.
         """
         return Client(
-            reach(self._server, self._end_session, self._note_refusal),
+            reach(self._server, self._limits, self),
             mode="legacy" if self._handshake else "auto",
             message_handler=self._hear,
             client_info=mcp_types.Implementation(name="contextd", version="1"),
@@ -239,6 +270,7 @@ class Connection:
     def _open(self, client: Client) -> None:
         self._handshake = client.protocol_version in HANDSHAKE_PROTOCOL_VERSIONS
         self._opened_at = _now()
+        self._why_broken = ""
         self._refusal = None  # of the question for the newest protocol, if any
         if self._over.is_set():
             return
@@ -271,40 +303,49 @@ class Connection:
             )
 
     async def _list(self, client: Client) -> None:
-        listed: list[mcp_types.Tool] = []
+        tools: dict[str, Tool] = {}
+        listed = 0
+        known: set[str] = set()  # of the names in the server's entry
         cursor: str | None = None
         for _ in range(PAGES_MAX):
             page = await client.list_tools(cursor=cursor)
-            listed += page.tools
-            cursor = page.next_cursor
-            if cursor is None or len(listed) > TOOLS_MAX:
-                break
-        self._take(listed)
-
-    def _take(self, listed: list[mcp_types.Tool]) -> None:
-        self._warn_of_unknown({tool.name for tool in listed})
-        allowed = self._server.tools
-        tools: dict[str, Tool] = {}
-        for tool in listed:
-            if allowed is None or tool.name in allowed:
+            listed += len(page.tools)
+            known |= {tool.name for tool in page.tools} & self._named
+            for tool in filter(self._is_taken, page.tools):
                 made = offered(self._server, tool, partial(self.call, tool.name))
                 tools.setdefault(made.name, made)  # of two with one name, the first counts
-        self.tools = list(tools.values())[:TOOLS_MAX]
-        if (allowed is None and len(tools) < len(listed)) or len(tools) > TOOLS_MAX:
-            log.warning("an MCP server's tools are left out", server=self.name, listed=len(listed))
+            cursor = page.next_cursor
+            if cursor is None or listed > TOOLS_MAX:
+                break
+        self._warn_of_unknown(self._named - known)
+        self._take(list(tools.values()), listed)
+
+    def _is_taken(self, tool: mcp_types.Tool) -> bool:
+        allowed = self._server.tools
+        return (allowed is None or tool.name in allowed) and _is_bounded(tool)
+
+    def _take(self, tools: list[Tool], listed: int) -> None:
+        self.tools = tools[:TOOLS_MAX]
+        few = self._server.tools is None and len(tools) < listed
+        if few or len(tools) > TOOLS_MAX:
+            log.warning("an MCP server's tools are left out", server=self.name, listed=listed)
         self.answered = True
         self._changed()
 
-    def _warn_of_unknown(self, known: set[str]) -> None:
-        """The file names tools that the server does not have: a slip of the pen can be unsafe."""
+    @property
+    def _named(self) -> set[str]:
+        """The tools that the server's entry names."""
         approved = self._server.requires_approval
         named = {*self._server.idempotent, *(self._server.tools or ())}
-        named |= set(approved) if isinstance(approved, tuple) else set()
-        if named - known:
+        return named | (set(approved) if isinstance(approved, tuple) else set())
+
+    def _warn_of_unknown(self, missing: set[str]) -> None:
+        """The file names tools that the server does not have: a slip of the pen can be unsafe."""
+        if missing:
             log.warning(
                 "an MCP server does not have all tools that its entry names",
                 server=self.name,
-                missing=sorted(named - known),
+                missing=sorted(missing),
             )
 
     async def _hear(self, message: object) -> None:
@@ -330,9 +371,6 @@ class Connection:
             pause_s = min(2 * pause_s, PAUSE_MAX_S)
 
     # Between sessions
-
-    def _note_refusal(self, status: int) -> None:
-        self._refusal = status
 
     def _note_end(self, reason: str) -> None:
         if self._closing:
@@ -369,6 +407,8 @@ class Connection:
         self._next_client = _future()
 
     def _reason(self, error: BaseException) -> str:
+        if self._why_broken:
+            return self._why_broken
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
         status = "" if self._refusal is None else f"HTTP {self._refusal}: "
@@ -390,6 +430,12 @@ class Connection:
         """A server's own words, for one line of an error."""
         line = " ".join(self._server.conceal(text).split())
         return line[:WORDS_CHARS_MAX]
+
+
+def _is_bounded(tool: mcp_types.Tool) -> bool:
+    """Lists are kept for as long as the server is known."""
+    schema = len(msgspec.json.encode(tool.input_schema))
+    return len(tool.name) <= NAME_CHARS_MAX and schema <= SCHEMA_BYTES_MAX
 
 
 class _ForgottenError(Exception):

@@ -56,13 +56,16 @@ def _mcp_servers(settings: Settings, tools: ServerTools) -> "McpServers | None":
         return None
     # Only here: the SDK takes most of a second to import.
     try:
-        from contextd.tools.mcp import McpServers, read_mcp_file  # noqa: PLC0415
+        from contextd.tools.mcp import McpLimits, McpServers, read_mcp_file  # noqa: PLC0415
     except ImportError:
         raise SettingsError(
             "CONTEXTD_MCP_SERVERS needs the package mcp; install contextd[mcp]"
         ) from None
     servers = read_mcp_file(Path(settings.mcp_servers))
-    return McpServers(servers, changed=tools.set_mcp_tools)
+    limits = McpLimits(
+        message_bytes_max=settings.mcp_message_bytes_max, log_stderr=settings.mcp_log_stderr
+    )
+    return McpServers(servers, limits=limits, changed=tools.set_mcp_tools)
 
 
 def open_workspace(settings: Settings) -> Workspace | None:

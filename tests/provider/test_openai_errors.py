@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from asking import KEY, ask
-from fake_chat import FakeChat, Play, chunk, data, problem
+from fake_chat import FakeChat, Play, chunk, data, problem, serving
 
 from contextd.provider import FatalError, ProviderError, TextDelta, TransientError
 from contextd.provider.openai import OpenAIProvider
@@ -220,3 +220,30 @@ async def test_a_page_is_no_answer(chat: FakeChat, openai: OpenAIProvider, body:
     assert isinstance(caught, FatalError)
     assert caught.type == "provider_rejected"
     assert "CONTEXTD_OPENAI_BASE_URL" in caught.message
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+async def test_a_redirect_to_another_server_is_refused(
+    chat: FakeChat, openai: OpenAIProvider, status: int, host: str
+) -> None:
+    """Neither the key nor the conversation goes there, be it another port or another name."""
+    async with serving(FakeChat()) as other:
+        port = other.url.split(":")[2].split("/")[0]
+        place = f"http://{host}:{port}/v1/chat/completions?a=secret"
+        chat.play(Play(status=status, headers={"location": place}))
+        caught = await failure(openai)
+        assert (type(caught), caught.type) == (FatalError, "provider_rejected")
+        assert f"redirects to another server, http://{host}:{port}" in caught.message
+        assert "secret" not in caught.message
+        assert other.requests == []
+
+
+async def test_a_redirect_on_the_server_itself_is_followed(
+    chat: FakeChat, openai: OpenAIProvider
+) -> None:
+    """Some servers send a path with another ending on."""
+    moved = {"location": "/v1/elsewhere/chat/completions"}
+    chat.play(Play(status=307, headers=moved), Play([chunk("stop", content="hello")]))
+    events = [event async for event in openai.stream(ask())]
+    assert TextDelta("hello") in events

@@ -14,9 +14,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from contextd.tools import Tool, ToolError
-from contextd.tools.mcp import McpServer, McpServers
+from contextd.tools.mcp import McpLimits, McpServer, McpServers
 
 HANG_S = 30
+LOGGED = McpLimits(log_stderr=True)
 
 # A server without the SDK, which is quick to start and can be wrong. Its first argument says how.
 SMALL = """
@@ -94,7 +95,7 @@ while mode == "stubborn":
 OWNER = """
 import asyncio, json, sys
 import uvloop
-from contextd.tools.mcp import McpServer, McpServers
+from contextd.tools.mcp import McpLimits, McpServer, McpServers
 
 
 async def main():
@@ -331,21 +332,29 @@ async def test_the_list_of_an_entry_bounds_what_is_offered() -> None:
 
 
 async def test_what_a_child_complains_of_is_logged() -> None:
-    """Line by line at debug, without secrets, and cut."""
+    """Where it was asked for: line by line, without secrets, and cut."""
     server = small("loud", secrets=frozenset({"s3cret"}))
     with capture_logs() as logs:
-        async with McpServers([server], start_wait_s=HANG_S) as servers:
+        async with McpServers([server], start_wait_s=HANG_S, limits=LOGGED) as servers:
             text = f"my key is s3cret\n\n{'x' * 100_000}\nand\nmore"
             assert await only(servers).run({"text": text}) == ""
     said = [entry for entry in logs if entry["event"] == "an MCP server says"]
     assert [entry["line"] for entry in said] == ["my key is ***", "x" * 1000, "and", "more"]
-    assert {(entry["log_level"], entry["server"]) for entry in said} == {("debug", "s")}
+    assert {(entry["log_level"], entry["server"]) for entry in said} == {("info", "s")}
 
 
 async def test_a_child_that_complains_without_end_does_not_fill_the_log() -> None:
     """So many lines a second, and then how many were left out."""
     with capture_logs() as logs:
-        async with McpServers([small("loud")], start_wait_s=HANG_S) as servers:
+        async with McpServers([small("loud")], start_wait_s=HANG_S, limits=LOGGED) as servers:
             await only(servers).run({"text": "line\n" * 100_000})
     said = sum(entry["event"] == "an MCP server says" for entry in logs)
     assert 0 < said < 10_000
+
+
+async def test_what_a_child_complains_of_is_read_and_not_logged() -> None:
+    """It may quote what people have said, so somebody has to ask for it. A full pipe would stop it."""
+    with capture_logs() as logs:
+        async with McpServers([small("loud")], start_wait_s=HANG_S) as servers:
+            assert await only(servers).run({"text": "their words\n" * 100_000}) == ""
+    assert "their words" not in str(logs)
