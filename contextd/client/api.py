@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Any, Self, TypeVar, Unpack, overload
 
 import httpx
@@ -284,7 +284,8 @@ class Client:
     ) -> AsyncGenerator[signal.Signal | Disconnected]:
         """The signals of a context from `cursor` on, over as many connections as it takes (§4).
 
-        Ends after the `state_changed` to `deleted`. Raises `ApiError` where a new try is pointless.
+        Ends after the `state_changed` to `deleted`, which is made here if the context was deleted while
+        this was cut off. Raises `ApiError` as `follow` does.
         """
         return attached(
             self._wire,
@@ -305,15 +306,18 @@ class Client:
         """What happens in a context from `cursor` on, all text exactly once and in order (§4.4).
 
         Goes on over broken connections and restarts. `held`: the sequences, by message id, that the
-        caller has. Ends when the context is deleted. Raises `ApiError` where a new try is pointless
-        (404: no such context). To stop early, close it (`contextlib.aclosing`).
+        caller has. Ends with the state `deleted`, also if the context was deleted while this was cut
+        off. Raises `ApiError` where a new try is pointless (404: no such context), and where the
+        server fails `DOUBTS_MAX` times in a row in a way that may be a defect (500). To stop early,
+        close it (`contextlib.aclosing`).
         """
         levels = Levels(held or {}, lambda *place: self._pull(context_id, *place))
         signals = self.signals(context_id, cursor=cursor, throttle_ms=throttle_ms)
         watch = asyncio.create_task(levels.watch(signals))
         try:
-            async for event in levels.events(watch):
-                yield event
+            async with aclosing(levels.events(watch)) as events:
+                async for event in events:
+                    yield event
         finally:
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)

@@ -1,4 +1,9 @@
-"""How a call can fail, and how long to wait before it is tried again."""
+"""How a call can fail, which failures may pass, and how long to wait before another try.
+
+A failure may pass (nothing listens there, 429, 503), may pass or be a defect (500, an answer that is not
+contextd's), or can never pass (400, 404). The second kind is tried again too, but only `DOUBTS_MAX`
+times in a row, so that nobody waits for ever for what stays broken.
+"""
 
 import asyncio
 import random
@@ -12,15 +17,22 @@ TRIES_MAX = 4
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 10.0
 WAIT_ASKED_MAX_S = 60.0  # a longer `retry:` or Retry-After is cut to this
-PASSING = frozenset({429, 502, 503, 504})  # statuses that another try may find gone
+DOUBTS_MAX = 6  # tries in a row that may fail for a reason that may not pass
+PASSING = frozenset({408, 425, 429, 502, 503, 504})  # statuses that another try may find gone
+NEVER_PASSING = frozenset({501, 505})  # other statuses from 500 on may pass
+UNEXPECTED = "unexpected_answer"
 
 T = TypeVar("T")
 
 
 class ClientError(Exception):
-    """What a call can end with. `passing`: a new try may do, in `retry_after_s` at the soonest."""
+    """What a call can end with. `passing`: a new try may do, in `retry_after_s` at the soonest.
+
+    `doubtful`: it may also be a defect, which no number of tries cures.
+    """
 
     passing = False
+    doubtful = False
     retry_after_s = 0.0
 
 
@@ -29,10 +41,17 @@ class UnreachableError(ClientError):
 
     passing = True
 
-    def __init__(self, url: str, reason: str) -> None:
+    def __init__(self, url: str, reason: str, *, passing: bool = True) -> None:
         super().__init__(f"contextd is not reachable at {url} ({reason})")
         self.url = url
         self.reason = reason
+        self.passing = passing
+
+    @staticmethod
+    def of(url: str, error: httpx.RequestError) -> "UnreachableError":
+        """What httpx found. A request that cannot be made at all cannot be made later either."""
+        hopeless = isinstance(error, httpx.UnsupportedProtocol | httpx.LocalProtocolError)
+        return UnreachableError(url, reason_of(error), passing=not hopeless)
 
 
 class ApiError(ClientError):
@@ -47,7 +66,8 @@ class ApiError(ClientError):
         self.code = code
         self.detail = detail
         self.problem = problem
-        self.passing = status in PASSING
+        self.doubtful = _is_doubtful(status, code)
+        self.passing = status in PASSING or self.doubtful
 
     @staticmethod
     def of(response: httpx.Response) -> "ApiError":
@@ -56,7 +76,7 @@ class ApiError(ClientError):
             problem = msgspec.json.decode(response.content, type=dict[str, Any])
         except msgspec.DecodeError:
             problem = {}
-        code = str(problem.get("code", "unexpected_answer"))
+        code = str(problem.get("code", UNEXPECTED))
         detail = str(problem.get("detail", f"The server answered {response.status_code}."))
         error = _type_of(code, problem)(response.status_code, code, detail, problem)
         wait = response.headers.get("Retry-After", "")
@@ -103,7 +123,14 @@ def _type_of(code: str, problem: Mapping[str, Any]) -> type[ApiError]:
     )
 
 
-def reason_of(error: httpx.TransportError) -> str:
+def _is_doubtful(status: int, code: str) -> bool:
+    """Whether it may pass or be a defect: of the server, or of something that answers in its place."""
+    if status in PASSING or status in NEVER_PASSING or 300 <= status < 400:
+        return False
+    return status >= 500 or code == UNEXPECTED
+
+
+def reason_of(error: httpx.RequestError) -> str:
     """One line for people; several of httpx's errors have no text but their name."""
     return " ".join(str(error).split()) or type(error).__name__
 
@@ -115,21 +142,51 @@ def pause_s(failures: int, asked_s: float = 0.0) -> float:
     return max(jittered_s, min(asked_s, WAIT_ASKED_MAX_S))
 
 
+class Tries:
+    """The failures of one thing that is tried again and again, in a row.
+
+    `tries_max` and `patience_s` (from the first failure on) bound them; without either they have no
+    end but that of doubtful ones.
+    """
+
+    def __init__(self, *, tries_max: int | None = None, patience_s: float | None = None) -> None:
+        self._tries_max = tries_max
+        self._patience_s = patience_s
+        self._deadline_s: float | None = None
+        self._failures = 0
+        self._doubts = 0
+
+    def succeeded(self) -> None:
+        """The next failure is a first one."""
+        self._failures = self._doubts = 0
+        self._deadline_s = None
+
+    def pause_s(self, error: ClientError) -> float:
+        """The wait before the next try. Raises `error` where there is to be none."""
+        self._failures += 1
+        self._doubts += error.doubtful
+        wait_s = pause_s(self._failures, error.retry_after_s)
+        if not error.passing or self._doubts >= DOUBTS_MAX or self._is_over(error, wait_s):
+            raise error
+        return wait_s
+
+    def _is_over(self, error: ClientError, wait_s: float) -> bool:
+        if self._tries_max is not None:
+            return self._failures >= self._tries_max or error.retry_after_s > BACKOFF_MAX_S
+        if self._patience_s is None:
+            return False
+        now_s = asyncio.get_running_loop().time()
+        if self._deadline_s is None:
+            self._deadline_s = now_s + self._patience_s
+        return now_s + wait_s > self._deadline_s
+
+
 async def patiently(call: Callable[[], Awaitable[T]], *, tries_max: int | None = TRIES_MAX) -> T:
     """`call`, again while its failure may pass. Only for what repeats without harm.
 
     `tries_max` null: until it is answered, as `follow` does, however long the server is away.
     """
-    failures = 0
-    while True:
-        try:
-            return await call()
-        except ClientError as error:
-            failures += 1
-            last = tries_max is not None and failures >= tries_max
-            if last or not error.passing or error.retry_after_s > BACKOFF_MAX_S:
-                raise
-            await asyncio.sleep(pause_s(failures, error.retry_after_s))
+    return await _tried(call, Tries(tries_max=tries_max))
 
 
 async def persistently(call: Callable[[], Awaitable[T]], patience_s: float) -> T:
@@ -137,17 +194,12 @@ async def persistently(call: Callable[[], Awaitable[T]], patience_s: float) -> T
 
     Only for what repeats without harm. Raises the last failure.
     """
-    clock_s = asyncio.get_running_loop().time
-    failures, deadline_s = 0, 0.0
+    return await _tried(call, Tries(patience_s=patience_s))
+
+
+async def _tried(call: Callable[[], Awaitable[T]], tries: Tries) -> T:
     while True:
         try:
             return await call()
         except ClientError as error:
-            if not error.passing:
-                raise
-            failures += 1
-            deadline_s = deadline_s or clock_s() + patience_s
-            wait_s = pause_s(failures, error.retry_after_s)
-            if clock_s() + wait_s > deadline_s:
-                raise
-            await asyncio.sleep(wait_s)
+            await asyncio.sleep(tries.pause_s(error))

@@ -8,12 +8,13 @@ text that was signalled before it, and with a slow consumer levels merge where a
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from typing import TypeAlias, assert_never
 
 import msgspec
 
-from contextd.client.errors import ApiError, ClientError, pause_s
+from contextd.client.errors import ApiError, ClientError, Tries
 from contextd.client.events import (
     Closed,
     Current,
@@ -31,6 +32,12 @@ GONE = frozenset({"context_not_found", "message_not_found"})
 
 PullFrom: TypeAlias = Callable[[str, int], Awaitable[Pull]]
 Watch: TypeAlias = "asyncio.Task[None]"
+
+
+class _BehindError(ClientError):
+    """A pull gave less than was signalled: the one who answered will have it soon."""
+
+    passing = True
 
 
 class _Goal(msgspec.Struct, kw_only=True):
@@ -58,15 +65,16 @@ class Levels:
         self._lost: Disconnected | None = None
         self._current = False
         self._attached = False
-        self._asked_s = 0.0
+        self._failed: ClientError | None = None
         self._changed = asyncio.Event()
 
-    async def watch(self, signals: AsyncIterator[signal.Signal | Disconnected]) -> None:
+    async def watch(self, signals: AsyncGenerator[signal.Signal | Disconnected]) -> None:
         """Notes signals until they end or fail; runs as a task beside `events`."""
         try:
-            async for told in signals:
-                self._note(told)
-                self._changed.set()
+            async with aclosing(signals):
+                async for told in signals:
+                    self._note(told)
+                    self._changed.set()
         finally:
             self._changed.set()
 
@@ -78,8 +86,9 @@ class Levels:
             self._changed.clear()
             finished = watch.done()  # before the levels are taken: none is left behind
             goals, state, current = self._take()
-            async for event in self._reach(goals, watch):
-                yield event
+            async with aclosing(self._reach(goals, watch)) as reached:
+                async for event in reached:
+                    yield event
             if state and state != told_state:
                 told_state = state
                 yield state
@@ -131,7 +140,7 @@ class Levels:
 
     async def _reach(self, goals: dict[str, _Goal], watch: Watch) -> AsyncGenerator[Event]:
         """One round: pulls until every goal is reached, or until nothing can come any more."""
-        failures = 0
+        tries = Tries()
         while goals or self._lost:
             if self._lost:
                 lost, self._lost = self._lost, None
@@ -141,12 +150,13 @@ class Levels:
             events = await self._pull_each(goals)
             for event in events:
                 yield event
-            failures = 0 if events or len(goals) < before else failures + 1
-            if failures:
-                if watch.done():
-                    return
-                await asyncio.sleep(pause_s(failures, self._asked_s))
-                self._aim_anew(goals)
+            if events or len(goals) < before:
+                tries.succeeded()
+                continue
+            if watch.done():
+                return
+            await asyncio.sleep(tries.pause_s(self._failed or _BehindError()))
+            self._aim_anew(goals)
 
     def _aim_anew(self, goals: dict[str, _Goal]) -> None:
         """A goal may have become unreachable (a server with an older database): take the newest."""
@@ -155,7 +165,7 @@ class Levels:
 
     async def _pull_each(self, goals: dict[str, _Goal]) -> list[Event]:
         """One pull for each of the first goals, at once. Removes the goals that are reached."""
-        self._asked_s = 0.0
+        self._failed = None
         batch = list(goals)[:PULLS_MAX]
         pulls = (self._pull_from(message_id, self._held.get(message_id, 0)) for message_id in batch)
         answers = await asyncio.gather(*pulls, return_exceptions=True)
@@ -212,7 +222,8 @@ class Levels:
             return True
         if not isinstance(error, ClientError) or not error.passing:
             raise error
-        self._asked_s = max(self._asked_s, error.retry_after_s)
+        if self._failed is None or error.retry_after_s >= self._failed.retry_after_s:
+            self._failed = error
         return False
 
     def _forget(self, message_id: str, error: BaseException) -> list[Event]:

@@ -7,7 +7,8 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
-from contextd.client.errors import ApiError, UnreachableError, reason_of
+from contextd.client.errors import ApiError, UnreachableError
+from contextd.client.steady import SteadyClient
 
 KEPT_CONNECTIONS_MAX = 16  # idle ones, for the next requests
 
@@ -39,7 +40,7 @@ class Wire:
         # Each `follow` holds a connection: with a limit, pulls could wait for streams to end.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=KEPT_CONNECTIONS_MAX)
         try:
-            self.http = httpx.AsyncClient(
+            self.http = SteadyClient(
                 base_url=base_url, timeout=timeout_s, limits=limits, transport=transport
             )
         except httpx.InvalidURL as error:
@@ -95,8 +96,8 @@ class Wire:
                 headers=None if body is None else {"Content-Type": "application/json"},
                 timeout=timeout_s or self.timeout_s,
             )
-        except httpx.TransportError as error:
-            raise UnreachableError(self.base_url, reason_of(error)) from error
+        except httpx.RequestError as error:
+            raise UnreachableError.of(self.base_url, error) from error
         if not response.is_success:
             raise ApiError.of(response)
         return response

@@ -1,9 +1,11 @@
 """`follow`: what is told, in which order, and what it costs (§4.4)."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
+import msgspec
 import pytest
 from book import Book, is_current, is_state, read
 from fake_contextd import FakeContextd
@@ -311,26 +313,38 @@ async def test_an_answer_from_another_sequence_is_not_appended() -> None:
     assert texts == ["a", "b"]
 
 
-async def test_one_pull_at_a_time_for_a_message_but_several_messages_at_once(
-    fake: FakeContextd, client: Client, context: FakeContext
-) -> None:
+async def test_one_pull_at_a_time_for_a_message_but_several_messages_at_once() -> None:
     """Concurrency is across messages, at most eight, and never within one."""
-    gate = fake.faults.hold_pulls = asyncio.Event()
     ids = [f"m{number}" for number in range(11)]
-    for id_ in ids:
-        fake.append(context, id_, "x")
-    book = Book()
-    async with aclosing(client.follow("c", throttle_ms=0)) as events:
-        reading = asyncio.create_task(read(events, book, is_current))
-        await fake.until(lambda: len(fake.pulls) == 8)
+    pulling: Counter[str] = Counter()
+    most: list[int] = []
+    gate = asyncio.Event()
+
+    async def signals() -> AsyncGenerator[Signal]:
         for id_ in ids:
-            fake.append(context, id_, "y")
-        gate.set()
-        await reading
-        fake.set_state(context, "producing")
-        await read(events, book, is_state("producing"))
-    assert set(fake.pulling_max.values()) == {1}
-    assert book.texts == dict.fromkeys(ids, "xy")
+            yield msgspec.structs.replace(delta(1), message_id=id_)
+        await gate.wait()
+        for id_ in ids:
+            yield msgspec.structs.replace(delta(2), message_id=id_)
+
+    async def pull_from(message_id: str, held: int) -> Pull:
+        pulling[message_id] += 1
+        most.append(pulling.total())
+        assert pulling[message_id] == 1
+        if len(most) == 8:
+            gate.set()
+        await gate.wait()
+        await asyncio.sleep(0)
+        pulling[message_id] -= 1
+        return answer(held, "xy"[held])
+
+    levels = Levels({}, pull_from)
+    watch = asyncio.create_task(levels.watch(signals()))
+    told = [event async for event in levels.events(watch)]
+    assert max(most) == 8
+    for id_ in ids:
+        texts = [e.content for e in told if isinstance(e, Text) and e.message_id == id_]
+        assert texts == ["x", "y"]
 
 
 async def test_long_text_comes_in_several_pulls(

@@ -15,6 +15,7 @@ from contextd.client import (
     Closed,
     Disconnected,
     Restarted,
+    StateChange,
     Text,
 )
 from contextd.client import errors as client_errors
@@ -44,7 +45,7 @@ async def test_retry_after_of_a_refused_pull_is_honoured(
         waits.append(asked_s)
         return pause_s(failures, asked_s)
 
-    monkeypatch.setattr("contextd.client.follow.pause_s", noted)
+    monkeypatch.setattr(client_errors, "pause_s", noted)
     fake.faults.refuse_pulls = [503]
     fake.faults.retry_after = "7"
     fake.append(context, "m", "x")
@@ -70,19 +71,80 @@ async def test_broken_and_refused_pulls_are_asked_again(
     assert book.texts == {"m": "ab"}
 
 
-async def test_an_error_that_will_not_pass_is_raised(
+@pytest.mark.parametrize("status", [500, 502, 503, 504, 507, 520, 429, 408])
+async def test_an_answer_that_may_pass_is_asked_for_again(
+    fake: FakeContextd, client: Client, context: FakeContext, status: int
+) -> None:
+    """On the stream and on pulls alike; the caller hears of the stream's."""
+    fake.faults.refuse_streams = [status] * 2
+    fake.faults.refuse_pulls = [status] * 3
+    fake.append(context, "m", "a")
+    book = Book()
+    async with aclosing(client.follow(context.id)) as events:
+        await read(events, book, is_current)
+    assert book.texts == {"m": "a"}
+    assert sum(isinstance(event, Disconnected) for event in book.events) == 2
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 405, 410, 413, 501])
+async def test_an_answer_that_can_never_pass_is_raised_at_once(
+    fake: FakeContextd, client: Client, context: FakeContext, status: int
+) -> None:
+    """With the server's words, from the stream and from a pull."""
+    fake.faults.refuse_streams = [status]
+    with pytest.raises(ApiError, match="Busy") as caught:
+        await read(client.follow(context.id), Book())
+    assert (caught.value.status, len(fake.streams)) == (status, 1)
+    fake.faults.refuse_pulls = [status]
+    fake.append(context, "m", "a")
+    with pytest.raises(ApiError, match="Busy") as caught:
+        await read(client.follow(context.id), Book())
+    assert (caught.value.status, fake.pulls) == (status, [("m", 0)])
+
+
+async def test_a_defect_that_stays_is_raised_in_the_end(
     fake: FakeContextd, client: Client, context: FakeContext
 ) -> None:
-    """500 on a pull and 403 on the stream end the follow with the server's words."""
-    fake.faults.refuse_pulls = [500]
+    """500 may pass, but nobody is to wait for ever: after six in a row it is raised."""
+    fake.faults.refuse_streams = [500] * 99
+    with pytest.raises(ApiError) as caught:
+        await read(client.follow(context.id), Book())
+    assert (caught.value.status, len(fake.streams)) == (500, client_errors.DOUBTS_MAX)
+    fake.faults.refuse_streams = []
+    fake.faults.refuse_pulls = [500] * 99
     fake.append(context, "m", "a")
     with pytest.raises(ApiError) as caught:
         await read(client.follow(context.id), Book())
-    assert caught.value.status == 500
-    fake.faults.refuse_streams = [403]
+    assert (caught.value.status, len(fake.pulls)) == (500, client_errors.DOUBTS_MAX)
+
+
+async def test_a_server_that_is_away_is_waited_for_without_end(
+    fake: FakeContextd, client: Client, context: FakeContext
+) -> None:
+    """503 is no defect: far more of them than a defect is allowed change nothing."""
+    fake.faults.refuse_streams = [503] * 4 * client_errors.DOUBTS_MAX
+    fake.append(context, "m", "a")
+    book = Book()
+    async with aclosing(client.follow(context.id)) as events:
+        await read(events, book, is_current)
+    assert book.texts == {"m": "a"}
+
+
+async def test_a_deletion_while_it_was_cut_off_is_told(
+    fake: FakeContextd, client: Client, context: FakeContext
+) -> None:
+    """404 of a context that was there: `deleted` is the last event, and the follow ends."""
+    fake.faults.cut_streams = [2]
+    fake.append(context, "m", "a")
+    book = Book()
+    async for event in client.follow(context.id):
+        book.note(event)
+        if isinstance(event, Disconnected):
+            fake.contexts.pop("c", None)
+    assert book.events[-1] == StateChange(state="deleted", revision=context.revision + 1)
     with pytest.raises(ApiError) as caught:
         await read(client.follow(context.id), Book())
-    assert caught.value.status == 403
+    assert caught.value.code == "context_not_found"
 
 
 async def test_a_head_below_what_is_held_starts_over(

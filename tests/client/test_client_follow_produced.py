@@ -8,6 +8,7 @@ from fake_contextd import FakeContextd
 from fake_wire import FakeContext
 
 from contextd.client import Client, Closed, Current, StateChange, Text, follow
+from contextd.client import errors as client_errors
 
 
 async def test_an_open_message_without_text_is_nothing_to_tell(
@@ -62,7 +63,7 @@ async def test_a_pull_that_is_behind_its_signal_is_asked_again_after_a_pause(
 ) -> None:
     """Another process may have less for a moment: a growing pause for each empty answer."""
     failures: list[int] = []
-    pause_s = follow.pause_s
+    pause_s = client_errors.pause_s
 
     def noted(count: int, asked_s: float = 0.0) -> float:
         failures.append(count)
@@ -70,7 +71,7 @@ async def test_a_pull_that_is_behind_its_signal_is_asked_again_after_a_pause(
             fake.faults.chunks_per_pull = 1
         return pause_s(count, asked_s)
 
-    monkeypatch.setattr(follow, "pause_s", noted)
+    monkeypatch.setattr(client_errors, "pause_s", noted)
     fake.faults.chunks_per_pull = 0
     fake.append(context, "m", "a", "b")
     book = Book()
