@@ -18,7 +18,7 @@ import uvicorn
 from rich.console import Console
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from contextd.core.errors import InternalError, Overloaded
+from contextd.core.errors import ContextdError, InternalError, Overloaded
 from contextd.http.application import make_application
 from contextd.listening import announce, check_exposure, listen
 from contextd.log import configure_logging
@@ -46,6 +46,7 @@ from contextd.service import (
 from contextd.service.call_rows import Results
 from contextd.settings import Settings, SettingsError
 from contextd.signals.hub import Hub
+from contextd.store.clock import Clock
 from contextd.store.engines import Engines, StoreError, make_engines, parse_url, shown
 from contextd.store.history import History
 from contextd.store.presence import Presence
@@ -69,6 +70,7 @@ START_TRIES, START_PAUSE_S = 30, 0.5
 CLOSE_S = 5.0  # for each thing that is let go at the end
 LEAVE_S = 0.5  # for what is left after that
 KEEP_ALIVE_S = 75
+CLOCK_FOLLOW_S = 60.0
 
 
 class Contextd:
@@ -143,9 +145,10 @@ async def running(
     database_id = await upgrade(settings.database)
     engines = make_engines(settings.database, readers=settings.readers)
     presence = Presence(settings.database)
+    clock = Clock(clock_ms, time.monotonic)
     writer = Writer(
         engines.writer,
-        clock_ms=clock_ms,
+        clock_ms=clock.now_ms,
         queue_max=settings.writer_queue_max,
         file=engines.file,
     )
@@ -153,7 +156,7 @@ async def running(
     hub = Hub(
         database_id=database_id,
         clock=time.monotonic,
-        now_ms=clock_ms,
+        now_ms=clock.now_ms,
         slow_reader_s=settings.slow_reader_s,
         reader_pending_max=settings.reader_pending_max,
     )
@@ -163,7 +166,7 @@ async def running(
         hub=hub,
         database_id=database_id,
         owner_id=make_id(),
-        clock_ms=clock_ms,
+        clock=clock,
         new_id=make_id,
     )
     in_use = dict(providers or make_providers(settings))
@@ -190,6 +193,10 @@ async def running(
     background: list[asyncio.Task[Any]] = []
     try:
         await tools.open()
+        if engines.dialect == "postgresql":
+            await _follow_database(clock, reader)
+            follow = _keep_following(clock, reader)
+            background.append(asyncio.create_task(follow, name="clock-keep"))
         await presence.enter(
             lambda: _retry_while_busy(service.recovery.expire_all_leases, writer, settings.database)
         )
@@ -227,6 +234,19 @@ async def running(
             await _within_limit(close)
         _keep_logs_apart(engines)
         hub.stop()
+
+
+async def _follow_database(clock: Clock, reader: Reader) -> None:
+    """Several servers share the clock of their database."""
+    with suppress(ContextdError):
+        clock.follow(await reader.now_ms())
+
+
+async def _keep_following(clock: Clock, reader: Reader) -> None:
+    """Background task: corrects the drift between this machine and the database."""
+    while True:
+        await asyncio.sleep(CLOCK_FOLLOW_S)
+        await _follow_database(clock, reader)
 
 
 def _keep_logs_apart(engines: Engines) -> None:

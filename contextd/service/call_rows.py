@@ -55,7 +55,9 @@ class Results:
             status=outcome.status.value,
             error=outcome.error,
             result_message_key=opened.key,
-            ended_at=edit.now,
+            ended_at=edit.now
+            if call.started_at is None
+            else call.started_at + edit.elapsed_ms(call.started_at),
         )
         edit.call_outcomes.append(outcome.status.value)
 

@@ -190,7 +190,7 @@ class Contexts:
         """Ends everything of the context at once; what it kept is purged after. Its id stays used."""
 
         async def work(connection: AsyncConnection) -> tuple[AnyRow, list[str], int]:
-            row = (await ContextEdit.begin(connection, context_id, self._ledger.clock_ms())).row
+            row = (await ContextEdit.begin(connection, context_id, self._ledger.clock)).row
             await connection.execute(delete(contexts).where(contexts.c.key == row.key))
             # A writer that has not heard yet must find its message closed.
             await connection.execute(

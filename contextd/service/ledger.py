@@ -19,6 +19,7 @@ from contextd.core.message import MessageStatus
 from contextd.signals.frames import Closing, Head, Standing
 from contextd.signals.hub import Hub
 from contextd.store.appends import Appended
+from contextd.store.clock import Clock
 from contextd.store.edit import ContextEdit, LostRaceError
 from contextd.store.notices import Notice, OpenedMessage, StartedTurn
 from contextd.store.tail import LiveMessage, Tail
@@ -42,7 +43,7 @@ class TurnListener:
 
 
 class Ledger:
-    """Commits changes and tells of them. All times are milliseconds of `clock_ms`."""
+    """Commits changes and tells of them. All times are milliseconds of `clock`."""
 
     def __init__(
         self,
@@ -52,7 +53,7 @@ class Ledger:
         hub: Hub,
         database_id: str,
         owner_id: str,
-        clock_ms: Callable[[], int],
+        clock: Clock,
         new_id: Callable[[], str],
     ) -> None:
         self.writer = writer
@@ -60,7 +61,8 @@ class Ledger:
         self.hub = hub
         self.database_id = database_id
         self.owner_id = owner_id
-        self.clock_ms = clock_ms
+        self.clock = clock
+        self.clock_ms = clock.now_ms
         self.new_id = new_id
         self.listener = TurnListener()
         self.turn_outcomes: Counter[str] = Counter()  # what ended here, by how
@@ -79,7 +81,7 @@ class Ledger:
         """
 
         async def run(connection: AsyncConnection) -> tuple[ContextEdit, T]:
-            edit = await ContextEdit.begin(connection, context_id, self.clock_ms())
+            edit = await ContextEdit.begin(connection, context_id, self.clock)
             result = await work(edit)
             await edit.save()
             return edit, result

@@ -2,17 +2,17 @@
 
 A produced message belongs to a producer in an *epoch*. A higher epoch takes it over, and from then on
 the writes of the lower one are refused, by the same fence that guards the messages of turns. Nothing
-of a producer is kept in memory: it may go on after any crash, here or in another process. Who is
-silent for too long loses the message.
+that a producer needs is kept in memory: it may go on after any crash, here or in another process. Who is
+silent for too long loses the message; each process measures that by its own monotonic clock.
 """
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import structlog
-from sqlalchemy import ScalarResult, Select, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Select, select, update
 
 from contextd.core.errors import (
     ContextBusy,
@@ -42,14 +42,14 @@ from contextd.service.wire import message_wire
 from contextd.store.appends import Appended
 from contextd.store.edit import ContextEdit, MessageDraft
 from contextd.store.reader import Reader
-from contextd.store.tables import AnyRow, contexts, heads, messages
+from contextd.store.tables import AnyRow, heads, messages, stamp
 from contextd.store.tail import LiveMessage
 
 log = structlog.get_logger(__name__)
 
-LOOKS_PER_SILENCE = 8  # so a message is closed at most an eighth of the silence late
+LOOKS_PER_SILENCE = 8  # so a message is closed at most a quarter of the silence late
 LOOK_S_MAX = 5.0
-SILENT_MAX = 100  # contexts looked after in one sweep; the next takes the next
+SILENT_MAX = 100  # messages looked after in one sweep; the next takes the next
 
 
 class Producers:
@@ -69,7 +69,9 @@ class Producers:
         self._steps = steps
         self._silence_ms = silence_ms
         self._metadata_bytes_max = metadata_bytes_max
-        self._started_at = ledger.clock_ms()
+        self._watched_s = 0.0  # how long this process has looked for silent producers
+        self._looked_at: float | None = None  # by the loop's clock
+        self._seen: dict[int, tuple[int, float]] = {}  # last write, and when it was first seen
         self.closing = asyncio.Event()  # set: the server stops, so bodies that are open have to end
 
     async def open(
@@ -194,9 +196,9 @@ class Producers:
         return (await self._ledger.edit(context_id, work))[1]
 
     async def keep(self) -> None:
-        """Forever: takes the message from producers that are silent for too long."""
+        """Background task: takes the message from producers that are silent for too long."""
         while True:
-            await asyncio.sleep(min(LOOK_S_MAX, self._silence_ms / 1000 / LOOKS_PER_SILENCE))
+            await asyncio.sleep(self._look_s)
             try:
                 await self.interrupt_silent()
             except ShuttingDown:
@@ -205,26 +207,45 @@ class Producers:
                 log.exception("looking for silent producers failed; the next round tries again")
 
     async def interrupt_silent(self) -> None:
-        """Closes as `interrupted` what was not written to for so long, downtime not counted."""
-        now = self._ledger.clock_ms()
-        if now < self._started_at + self._silence_ms:
-            return
-        before = now - self._silence_ms
+        """Closes as `interrupted` the messages that were not written to for so long.
 
-        async def silent(connection: AsyncConnection) -> Sequence[str]:
-            rows: ScalarResult[str] = await connection.scalars(_silent(before).limit(SILENT_MAX))
-            return rows.all()
+        Whatever the clocks of the servers say: a message is silent while its `written_at` stays what this
+        process has seen. Time without looks (a frozen process, a database that is away) does not count.
+        """
+        silent, context_ids = await self._look()
 
         async def work(edit: ContextEdit) -> None:
-            rows = [row for row in await _produced(edit) if row.written_at < before]
+            rows = [row for row in await _produced(edit) if silent.get(row.key) == row.written_at]
             if rows:
                 await self._close(edit, rows, MessageStatus.INTERRUPTED, error=self._silence())
 
-        for context_id in await self._ledger.writer.change(silent):
-            try:
+        for context_id in context_ids:
+            with suppress(ContextNotFound):
                 await self._ledger.edit(context_id, work)
-            except ContextNotFound:
-                continue
+
+    async def _look(self) -> tuple[dict[int, int], set[str]]:
+        """The last writes, by key, of the messages that are silent, and the ids of their contexts."""
+        rows = await self._reader.produced()
+        self._watched_s += self._since_last_look_s()
+        seen = {}
+        for row in rows:
+            before = self._seen.get(row.key)
+            unchanged = before is not None and before[0] == row.written_at
+            seen[row.key] = before if unchanged and before else (row.written_at, self._watched_s)
+        self._seen = seen
+        limit_s = self._watched_s - self._silence_ms / 1000
+        silent = [row for row in rows if seen[row.key][1] <= limit_s][:SILENT_MAX]
+        return {row.key: row.written_at for row in silent}, {row.context_id for row in silent}
+
+    def _since_last_look_s(self) -> float:
+        """A look that was late by more than a look counts as one that was late by one."""
+        now = asyncio.get_running_loop().time()
+        before, self._looked_at = self._looked_at, now
+        return 0.0 if before is None else min(now - before, 2 * self._look_s)
+
+    @property
+    def _look_s(self) -> float:
+        return min(LOOK_S_MAX, self._silence_ms / 1000 / LOOKS_PER_SILENCE)
 
     async def _open(self, edit: ContextEdit, message_id: str, request: OpenRequest) -> None:
         branch = request.branch or edit.row.active_branch
@@ -317,7 +338,7 @@ async def _take_over(edit: ContextEdit, row: AnyRow, producer: Producer) -> None
     await edit.connection.execute(
         update(heads)
         .where(heads.c.message_key == row.key)
-        .values(fence=epoch, producer_id=producer.id, written_at=edit.now)
+        .values(fence=epoch, producer_id=producer.id, written_at=stamp(edit.now))
     )
     if epoch > row.fence:
         edit.change()
@@ -364,16 +385,4 @@ def _with_head() -> Select[Any]:
         select(messages, heads.c.head, heads.c.fence, heads.c.producer_id, heads.c.written_at)
         .join(heads, heads.c.message_key == messages.c.key)
         .with_for_update(of=heads)
-    )
-
-
-def _silent(before: int) -> Select[tuple[str]]:
-    """The ids of contexts with a produced message that was last written before then."""
-    return (
-        select(contexts.c.id)
-        .join(messages, messages.c.context_key == contexts.c.key)
-        .join(heads, heads.c.message_key == messages.c.key)
-        .where(messages.c.status == "streaming", heads.c.producer_id.is_not(None))
-        .where(heads.c.written_at < before)
-        .distinct()
     )

@@ -79,7 +79,7 @@ class Recovery:
 
     async def fail_overdue(self, waiting_ms: int) -> None:
         """Fails the turns that have waited for somebody outside for longer than that (§6)."""
-        before = self._ledger.clock_ms() - waiting_ms
+        before = self._ledger.clock.latest_ms(waiting_ms)
 
         async def overdue(connection: AsyncConnection) -> Sequence[str]:
             rows: ScalarResult[str] = await connection.scalars(
@@ -92,7 +92,8 @@ class Recovery:
 
         async def work(edit: ContextEdit) -> None:
             row = await running_turn(edit)
-            if row is not None and edit.state in WAITING_STATES and edit.row.state_since < before:
+            overdue = edit.elapsed_ms(edit.row.state_since) > waiting_ms
+            if row is not None and edit.state in WAITING_STATES and overdue:
                 await self._steps.fail_in(edit, row, OVERDUE)
 
         for context_id in await self._ledger.writer.change(overdue):

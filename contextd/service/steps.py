@@ -144,7 +144,7 @@ class Steps:
             else:
                 edit.change()
             if row.first_chunk_ms is None:
-                elapsed = max(0, edit.now - (row.started_at or edit.now))
+                elapsed = edit.elapsed_ms(row.started_at or edit.now)
                 await edit.connection.execute(
                     update(turns).where(turns.c.key == row.key).values(first_chunk_ms=elapsed)
                 )

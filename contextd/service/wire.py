@@ -134,7 +134,7 @@ def tool_call_wire(row: AnyRow, context_id: str) -> ToolCall:
         external=row.external,
         result_message_id=row.result_id,
         error=row.error,
-        duration_ms=row.ended_at - row.started_at if ran else None,
+        duration_ms=max(0, row.ended_at - row.started_at) if ran else None,
         created_at=timestamp(row.created_at),
         decided_at=_moment(row.decided_at),
     )

@@ -47,7 +47,7 @@ def append_sql(dialect: Dialect) -> AppendSql:
 
 
 _SQLITE_ADVANCE = """UPDATE heads SET head = head + v.column2, bytes = bytes + v.column3,
-    characters = characters + v.column4, written_at = ?
+    characters = characters + v.column4, written_at = max(?, written_at + 1)
 FROM (VALUES {rows}) AS v
 WHERE heads.message_key = v.column1 AND heads.is_open
     AND (v.column5 IS NULL OR heads.fence = v.column5)
@@ -100,7 +100,7 @@ _POSTGRESQL_ADVANCE = text(
             locked AS (SELECT message_key FROM heads JOIN v ON v.k = message_key
                        ORDER BY message_key FOR UPDATE OF heads)
        UPDATE heads SET head = head + v.n, bytes = bytes + v.b, characters = characters + v.c,
-              written_at = :now
+              written_at = GREATEST(:now, written_at + 1)
        FROM v JOIN locked ON locked.message_key = v.k
        WHERE heads.message_key = v.k AND heads.is_open AND (v.f IS NULL OR heads.fence = v.f)
              AND (v.e IS NULL OR heads.head = v.e)

@@ -25,7 +25,7 @@ from contextd.core.errors import (
 )
 from contextd.core.message import MessageStatus
 from contextd.store.append_sql import ChunkRow, HeadRow, append_sql
-from contextd.store.tables import AnyRow, chunks, heads, messages
+from contextd.store.tables import AnyRow, chunks, heads, messages, stamp
 
 
 class Appended(msgspec.Struct, frozen=True):
@@ -244,7 +244,7 @@ async def _judge(
         if missing.texts:
             return [missing, *parts[index + 1 :]]
         await connection.execute(  # a repeat is a sign of life, too
-            update(heads).where(heads.c.message_key == key).values(written_at=now)
+            update(heads).where(heads.c.message_key == key).values(written_at=stamp(now))
         )
         append.result = Appended(
             row.head, row.bytes, (), (), missing.duplicates, closed=not row.is_open

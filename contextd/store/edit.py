@@ -19,6 +19,7 @@ from contextd.core.machine import REST_STATES, State, Trigger, advance
 from contextd.core.message import TEXT, MessageStats, MessageStatus, Problem, Role, Usage
 from contextd.core.values import JsonObject
 from contextd.store.appends import utf8_bytes
+from contextd.store.clock import Clock
 from contextd.store.notices import ClosedMessage, Notice, OpenedMessage, StartedTurn
 from contextd.store.stored import stored_phases
 from contextd.store.tables import AnyRow, chunks, contexts, heads, journal, messages, turns
@@ -56,8 +57,10 @@ class MessageDraft(msgspec.Struct, frozen=True, kw_only=True):
 class ContextEdit:
     """Use: `edit = await ContextEdit.begin(…)`, changes, `await edit.save()`, all in one transaction."""
 
-    def __init__(self, connection: AsyncConnection, row: AnyRow, now: int) -> None:
+    def __init__(self, connection: AsyncConnection, row: AnyRow, clock: Clock) -> None:
+        now = clock.now_ms()
         self.connection = connection
+        self.elapsed_ms = clock.elapsed_ms  # since a time that was stored
         self.tree = Tree(connection, row.key, now)
         self.row = row
         self.now = now
@@ -76,13 +79,15 @@ class ContextEdit:
         self._message_count: int = row.message_count
 
     @classmethod
-    async def begin(cls, connection: AsyncConnection, context_id: str, now: int) -> "ContextEdit":
+    async def begin(
+        cls, connection: AsyncConnection, context_id: str, clock: Clock
+    ) -> "ContextEdit":
         """Locks the context's row. Raises `ContextNotFound`."""
         query = select(contexts).where(contexts.c.id == context_id).with_for_update()
         row = (await connection.execute(query)).one_or_none()
         if row is None:
             raise ContextNotFound(context_id)
-        return cls(connection, row, now)
+        return cls(connection, row, clock)
 
     @property
     def busy(self) -> bool:
@@ -131,7 +136,7 @@ class ContextEdit:
         before, since = self.state, self._state_since
         self.state = advance(before, trigger)
         self.change(record=record)
-        duration = max(0, self.now - since)
+        duration = self.elapsed_ms(since)
         self._state_since = self.now
         self.put(state=self.state.value, state_since=self.now, state_detail=state_detail or {})
         await self.connection.execute(
@@ -387,14 +392,15 @@ class ContextEdit:
             .scalars()
             .all()
         )
-        first_ms = max(0, span[0] - began) if span else None
-        interval = (span[-1] - span[0]) / (head.head - 1) if head.head > 1 else None
+        total_ms, ages = self.elapsed_ms(began), [self.elapsed_ms(at) for at in span]
+        first_ms = max(0, total_ms - ages[0]) if ages else None
+        interval = max(0, ages[0] - ages[-1]) / (head.head - 1) if head.head > 1 else None
         return MessageStats(
             chunks=head.head,
             characters=head.characters,
             bytes=head.bytes,
             first_chunk_ms=first_ms,
-            total_ms=max(0, self.now - began),
+            total_ms=total_ms,
             mean_interval_ms=round(interval, 3) if interval is not None else None,
         )
 

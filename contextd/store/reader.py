@@ -19,6 +19,7 @@ from contextd.store.tables import (
     AnyRow,
     chunks,
     contexts,
+    database_now_ms,
     heads,
     messages,
     tool_calls,
@@ -30,6 +31,7 @@ from contextd.store.trouble import translated, trouble_of
 
 PULL_CHUNKS_MAX = 65_536  # of one answer; sequences are dense, so this bounds the scan as well
 ACQUIRE_S = 30.0
+PRODUCED_PAGE = 1000  # rows of one query, so that others have their turn in between
 
 MESSAGE_COLUMNS = (
     messages,
@@ -313,6 +315,36 @@ class Reader:
                 )
             ).all()
         return rows
+
+    async def produced(self) -> Sequence[AnyRow]:
+        """Every open produced message: `key`, `context_id`, `written_at`."""
+        found: list[AnyRow] = []
+        after = (0, 0)
+        place = tuple_(messages.c.context_key, messages.c.key)
+        query = (
+            select(
+                messages.c.key,
+                messages.c.context_key,
+                contexts.c.id.label("context_id"),
+                heads.c.written_at,
+            )
+            .select_from(_WITH_HEAD.join(contexts, contexts.c.key == messages.c.context_key))
+            .where(messages.c.status == "streaming", heads.c.producer_id.is_not(None))
+            .order_by(messages.c.context_key, messages.c.key)
+            .limit(PRODUCED_PAGE)
+        )
+        while True:
+            async with self.snapshot() as connection:
+                page = (await connection.execute(query.where(place > tuple_(*after)))).all()
+            found += page
+            if len(page) < PRODUCED_PAGE:
+                return found
+            after = page[-1].context_key, page[-1].key
+
+    async def now_ms(self) -> int:
+        """The database's own clock."""
+        async with self.snapshot() as connection:
+            return int((await connection.execute(select(database_now_ms()))).scalar_one())
 
     async def still_open(self, keys: Sequence[int]) -> dict[int, int]:
         """The heads of those of these messages that are open."""

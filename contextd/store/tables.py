@@ -13,6 +13,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    ColumnElement,
     ForeignKey,
     Index,
     Integer,
@@ -23,6 +24,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    case,
     text,
 )
 from sqlalchemy.engine import Dialect
@@ -257,8 +259,16 @@ heads = Table(
     # Of a turn's message its fence, of a produced one the producer's epoch.
     Column("fence", Key, nullable=False),
     Column("producer_id", String(64), nullable=True),
-    Column("written_at", BigInteger, nullable=False),
+    Column(
+        "written_at", BigInteger, nullable=False
+    ),  # of the last write; grows with each, see `stamp`
 )
+
+
+def stamp(now: int) -> ColumnElement[int]:
+    """`written_at` after one more write: another than before, also where the clock was set back."""
+    return case((heads.c.written_at >= now, heads.c.written_at + 1), else_=now)
+
 
 chunks = Table(
     "chunks",
