@@ -3,20 +3,27 @@
 There are two engines. The writer has one connection, and each of its transactions begins with the
 write lock (SQLite's BEGIN IMMEDIATE): a deferred one that reads first and writes then is refused
 with "database is locked", however long it is willing to wait. The readers never write.
+
+On PostgreSQL there is a third, for writes that wait for rows which another server holds. What a
+connection may hold, and for how long, is set when it is made, so that neither a server that stands
+still in a transaction nor a network that swallows everything can hold the others up.
 """
 
 import importlib.util
+import socket
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
 from sqlalchemy import URL, event, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from contextd.store.database_file import DatabaseFile
+from contextd.store.incarnation import Incarnation, identify
 from contextd.store.trouble import Kind, trouble_of
 
 Dialect: TypeAlias = Literal["sqlite", "postgresql"]
@@ -25,8 +32,9 @@ SQLITE = "sqlite+aiosqlite"
 POSTGRESQL = "postgresql+asyncpg"
 SQLITE_VERSION_MIN = (3, 35)  # the first with RETURNING
 BUSY_TIMEOUT_S = 10
-CONNECT_TIMEOUT_S = 10
+CONNECT_TIMEOUT_S = 5
 APPLICATION_NAME = "contextd"
+WAITING_CONNECTIONS = 4  # for writes that wait for other servers, opened only while some do
 
 _COMMON_PRAGMAS = {"temp_store": "MEMORY", "synchronous": "FULL"}
 WRITER_PRAGMAS: Mapping[str, str] = {
@@ -46,6 +54,29 @@ READER_PRAGMAS: Mapping[str, str] = {
 }
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Session:
+    """How long a connection to PostgreSQL lets each thing take. 0: as long as it likes.
+
+    `lock_ms` bounds a wait for a row, `idle_s` a transaction that does nothing: PostgreSQL ends it, and
+    with it the locks of a process that was stopped. `statement_s` bounds a statement there, and a
+    little more than that the wait for its answer here.
+    """
+
+    lock_ms: int = 0
+    idle_s: int = 0
+    statement_s: int = 0
+
+
+# A write tries its rows without waiting; what waits all the same must not hold its neighbours.
+WRITING = Session(lock_ms=50, idle_s=2, statement_s=10)
+READING = Session(idle_s=60, statement_s=30)
+MIGRATING = Session(idle_s=30)
+ANSWER_MARGIN_S = 5
+SOCKET_S = 10  # unanswered for so long, a socket is dead
+SOCKET_PROBE_S = 2
+
+
 class StoreError(Exception):
     """The database cannot be used. One line, for the operator; it never shows a password."""
 
@@ -57,28 +88,38 @@ class Engines:
     writer: AsyncEngine
     reader: AsyncEngine
     dialect: Dialect
+    waiting: AsyncEngine | None = None  # on PostgreSQL, for writes that wait for another server
     file: DatabaseFile | None = None  # of SQLite, as it is now
 
     async def dispose(self) -> None:
         """Close every connection that is not in use. The engines can be used again afterwards."""
         await self.reader.dispose()
         await self.writer.dispose()
+        if self.waiting is not None:
+            await self.waiting.dispose()
 
 
-def make_engines(database_url: str, *, readers: int) -> Engines:
+def make_engines(
+    database_url: str, *, readers: int, incarnation: Incarnation | None = None
+) -> Engines:
     """Engines for `database_url`, with up to `readers` reading connections. Nothing connects yet.
 
     Run `upgrade` first: it finds out whether the database is there and is one of contextd's. SQLite's
     connections never make a file, and are refused when another one is at its path.
+    Each connection to PostgreSQL is compared with `incarnation`, and is refused at another database.
     Raises `StoreError` for a URL that contextd cannot use.
     """
     url = parse_url(database_url)
     dialect = dialect_of(url)
     if dialect == "sqlite":
         return _sqlite_engines(url, readers=readers)
-    writer = postgresql_engine(url, connections=1)
-    reader = postgresql_engine(url, connections=readers)
-    return Engines(writer=writer, reader=reader, dialect=dialect)
+    connect = partial(postgresql_engine, url, incarnation=incarnation)
+    return Engines(
+        writer=connect(connections=1, session=WRITING),
+        reader=connect(connections=readers, session=READING),
+        waiting=connect(connections=WAITING_CONNECTIONS, kept=1, session=WRITING),
+        dialect=dialect,
+    )
 
 
 def _sqlite_engines(url: URL, *, readers: int) -> Engines:
@@ -194,23 +235,97 @@ def wrapped(error: sqlite3.Error) -> DBAPIError:
     return cast("DBAPIError", found)
 
 
-def postgresql_engine(url: URL, *, connections: int) -> AsyncEngine:
-    """An engine of at most `connections`, READ COMMITTED unless a transaction asks otherwise.
+def postgresql_engine(
+    url: URL,
+    *,
+    connections: int,
+    kept: int | None = None,
+    session: Session = MIGRATING,
+    incarnation: Incarnation | None = None,
+) -> AsyncEngine:
+    """An engine of at most `connections`, of which it keeps `kept`, READ COMMITTED by default.
 
     A connection is tried before it is handed out, so a restarted server costs a reconnect and no
     failed request. The just-in-time compiler is off: it costs more than these short queries do.
     """
+    kept = connections if kept is None else kept
     return create_async_engine(
         url,
         connect_args={
             "timeout": CONNECT_TIMEOUT_S,
-            "server_settings": {"application_name": APPLICATION_NAME, "jit": "off"},
+            "command_timeout": session.statement_s + ANSWER_MARGIN_S
+            if session.statement_s
+            else None,
+            "server_settings": _server_settings(session),
+            "async_creator_fn": partial(_connect, incarnation),
         },
-        pool_size=connections,
-        max_overflow=0,
+        pool_size=kept,
+        max_overflow=connections - kept,
         hide_parameters=True,  # they are chat text, and errors reach the log
         pool_pre_ping=True,
     )
+
+
+def _server_settings(session: Session) -> dict[str, str]:
+    """Sent when a connection is made, which wins over what a role or a database sets."""
+    return {
+        "application_name": APPLICATION_NAME,
+        "jit": "off",
+        "default_transaction_isolation": "read committed",
+        "lock_timeout": f"{session.lock_ms}ms",
+        "idle_in_transaction_session_timeout": f"{session.idle_s}s",
+        "statement_timeout": f"{session.statement_s}s",
+        "tcp_keepalives_idle": str(SOCKET_S),
+        "tcp_keepalives_interval": str(SOCKET_PROBE_S),
+        "tcp_keepalives_count": "3",
+    }
+
+
+# A commit is durable when it is answered, whatever a role sets; where a standby is to have applied
+# it as well, that stays. The other is not known to every PostgreSQL, and then it is left out.
+_SETTLE = """SELECT set_config('synchronous_commit', 'on', false)
+             WHERE current_setting('synchronous_commit') <> 'remote_apply';
+             SELECT set_config(name, '10s', false) FROM pg_settings
+             WHERE name = 'tcp_user_timeout'"""
+
+
+async def _connect(incarnation: Incarnation | None, *arguments: Any, **options: Any) -> Any:
+    """asyncpg's `connect`, whose errors come as SQLAlchemy's, with the session settled and checked."""
+    import asyncpg  # noqa: PLC0415 - an extra
+
+    try:
+        driver = await asyncpg.connect(*arguments, **options)
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        raise _unusable(error) from error
+    try:
+        _guard_socket(driver)
+        await driver.execute(_SETTLE)
+        if incarnation is not None:
+            incarnation.check(await identify(driver))
+    except BaseException as error:
+        driver.terminate()
+        if isinstance(error, Exception):
+            raise _unusable(error) from error
+        raise
+    return driver
+
+
+def _unusable(error: Exception) -> OperationalError:
+    return OperationalError(None, None, error, hide_parameters=True)
+
+
+def _guard_socket(driver: Any) -> None:
+    """The system gives a connection up from which nothing is answered, as far as it can."""
+    transport = getattr(driver, "_transport", None)
+    connection = None if transport is None else transport.get_extra_info("socket")
+    if connection is None or connection.family == getattr(socket, "AF_UNIX", None):
+        return
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, seconds in (("TCP_KEEPIDLE", SOCKET_S), ("TCP_KEEPINTVL", SOCKET_PROBE_S)):
+        if hasattr(socket, name):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), seconds)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SOCKET_S * 1000)
 
 
 def reason(error: Exception) -> str:

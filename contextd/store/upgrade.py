@@ -35,6 +35,7 @@ from contextd.store.engines import (
     sqlite_path,
     sqlite_uri,
 )
+from contextd.store.incarnation import AnotherDatabaseError, identify
 
 # How long a start waits for others that are starting; then it gives up with a `StoreError`.
 LOCK_WAIT_S = 60
@@ -45,9 +46,10 @@ VERSION_TABLE = "alembic_version"
 
 
 async def upgrade(database_url: str) -> str:
-    """Bring the database to the newest schema, creating it if need be; answers the database's id.
+    """Bring the database to the newest schema, creating it if need be; answers its incarnation.
 
-    The id is made once, with the database, so a cursor of another database can be told (§4.1).
+    That of SQLite is the id that is made once, with the database. By it a cursor of another database
+    can be told (§4.1, §18).
     Raises `StoreError`, with the database untouched, when it was written by a newer contextd or by
     another program, when it is no database, or when it cannot be reached, written or locked.
     """
@@ -95,7 +97,31 @@ def _one_at_a_time() -> asyncio.Lock:
 
 async def _upgrade(url: URL) -> str:
     async with _connection(migration_engine(url), url) as connection, connection.begin():
-        return await connection.run_sync(_upgrade_locked, url)
+        database_id = await connection.run_sync(_upgrade_locked, url)
+        return await _incarnation(connection, database_id)
+
+
+async def _incarnation(connection: AsyncConnection, database_id: str) -> str:
+    if connection.dialect.name != "postgresql":
+        return database_id
+    try:
+        return await identify((await connection.get_raw_connection()).driver_connection)
+    except AnotherDatabaseError as error:
+        raise StoreError(f"The database {shown(connection.engine.url)} {error}") from None
+
+
+async def find_incarnation(database_url: str) -> str | None:
+    """The incarnation of a PostgreSQL database that is whole and of this schema; None for any other.
+
+    Changes nothing. Raises `StoreError` or the database's own error when it cannot be looked at.
+    """
+    url = parse_url(database_url)
+    scripts = ScriptDirectory.from_config(_alembic_config())
+    async with _connection(migration_engine(url), url) as connection:
+        found = await connection.run_sync(_examine, url, scripts)
+        if found != set(scripts.get_heads()):
+            return None
+        return await _incarnation(connection, "") or None
 
 
 @asynccontextmanager
