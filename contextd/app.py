@@ -49,6 +49,7 @@ from contextd.signals.hub import Hub
 from contextd.store.clock import Clock
 from contextd.store.engines import Engines, StoreError, make_engines, parse_url, shown
 from contextd.store.history import History
+from contextd.store.incarnation import Incarnation
 from contextd.store.presence import Presence
 from contextd.store.reader import Reader
 from contextd.store.tail import Tail
@@ -142,8 +143,8 @@ async def running(
 
     Raises `StoreError` when the database cannot be used, `SettingsError` for tools that are wrong.
     """
-    database_id = await upgrade(settings.database)
-    engines = make_engines(settings.database, readers=settings.readers)
+    incarnation = Incarnation(await upgrade(settings.database))
+    engines = make_engines(settings.database, readers=settings.readers, incarnation=incarnation)
     presence = Presence(settings.database)
     clock = Clock(clock_ms, time.monotonic)
     writer = Writer(
@@ -151,10 +152,11 @@ async def running(
         clock_ms=clock.now_ms,
         queue_max=settings.writer_queue_max,
         file=engines.file,
+        waiting=engines.waiting,
     )
     reader = Reader(engines.reader, connections=settings.readers)
     hub = Hub(
-        database_id=database_id,
+        database_id=incarnation.value,
         clock=time.monotonic,
         now_ms=clock.now_ms,
         slow_reader_s=settings.slow_reader_s,
@@ -164,7 +166,7 @@ async def running(
         writer=writer,
         tail=Tail(bytes_max=settings.tail_bytes_max),
         hub=hub,
-        database_id=database_id,
+        database_id=incarnation.value,
         owner_id=make_id(),
         clock=clock,
         new_id=make_id,

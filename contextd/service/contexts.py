@@ -29,6 +29,7 @@ from contextd.service.toolset import ALL, Toolset
 from contextd.service.turn_rows import CANCELLED, QUEUED, RUNNING, UNDECIDED
 from contextd.service.wire import context_wire, decode_cursor, encode_cursor
 from contextd.store.edit import ContextEdit
+from contextd.store.locks import for_update, lock_name
 from contextd.store.reader import ContextSnapshot, Reader
 from contextd.store.stored import stored_object, stored_policy
 from contextd.store.tables import (
@@ -130,6 +131,8 @@ class Contexts:
         digest = content_hash(request)
 
         async def work(connection: AsyncConnection) -> bool:
+            if request.id is not None:
+                await lock_name(connection, context_id)
             found = await connection.scalar(
                 select(contexts.c.request_hash).where(contexts.c.id == context_id)
             )
@@ -144,7 +147,7 @@ class Contexts:
                 raise IdTaken(context_id)
             return found is None
 
-        created = await self._ledger.writer.change(work)
+        created = await self._ledger.writer.change(work, context_id=context_id)
         return await self.get(context_id), created
 
     async def get(self, context_id: str) -> Context:
@@ -192,18 +195,7 @@ class Contexts:
         async def work(connection: AsyncConnection) -> tuple[AnyRow, list[str], int]:
             row = (await ContextEdit.begin(connection, context_id, self._ledger.clock)).row
             await connection.execute(delete(contexts).where(contexts.c.key == row.key))
-            # A writer that has not heard yet must find its message closed.
-            await connection.execute(
-                update(heads)
-                .where(
-                    heads.c.message_key.in_(
-                        select(messages.c.key).where(
-                            messages.c.context_key == row.key, messages.c.status == "streaming"
-                        )
-                    )
-                )
-                .values(is_open=False)
-            )
+            await _close_heads(connection, row.key)
             ended = await connection.execute(
                 update(turns)
                 .where(turns.c.context_key == row.key, turns.c.status.in_((RUNNING, QUEUED)))
@@ -235,7 +227,7 @@ class Contexts:
                 self._ledger.listener.turn_stopped(turn_id)
             self._to_purge.set()
 
-        await self._ledger.writer.change(work, tell)
+        await self._ledger.writer.change(work, tell, context_id=context_id)
 
     async def keep_purged(self) -> None:
         """Forever: removes what deleted contexts have left, whenever one was deleted."""
@@ -378,11 +370,25 @@ def merge_patch(target: JsonObject, patch: JsonObject | None) -> JsonObject:
     return merged
 
 
+async def _close_heads(connection: AsyncConnection, context_key: int) -> None:
+    """A writer that has not heard of a deletion must find its message closed."""
+    query = (
+        select(messages.c.key)
+        .join(heads, heads.c.message_key == messages.c.key)
+        .where(messages.c.context_key == context_key, messages.c.status == "streaming")
+        .order_by(messages.c.key)
+    )
+    keys = (await connection.scalars(for_update(connection, query, of=heads))).all()
+    await connection.execute(
+        update(heads).where(heads.c.message_key.in_(keys)).values(is_open=False)
+    )
+
+
 async def _purge_some(connection: AsyncConnection) -> int:
     """Removes one bounded helping of one deleted context; 0 when nothing is left anywhere."""
-    key = await connection.scalar(
-        select(tombstones.c.context_key).where(~tombstones.c.purged).limit(1)
-    )
+    # Each server purges another one; its row is the lock.
+    found = select(tombstones.c.context_key).where(~tombstones.c.purged).limit(1)
+    key = await connection.scalar(found.with_for_update(skip_locked=True))
     if key is None:
         return 0
     oldest = await connection.execute(

@@ -88,7 +88,7 @@ class Ledger:
 
         for _ in range(RACES_MAX):
             try:
-                return await self.writer.change(run, self._tell)
+                return await self.writer.change(run, self._tell, context_id=context_id)
             except LostRaceError:
                 log.info("another process changed the context first", context_id=context_id)
         raise Overloaded("Other processes change this context all the time.")

@@ -41,6 +41,7 @@ from contextd.service.steps import Steps
 from contextd.service.wire import message_wire
 from contextd.store.appends import Appended
 from contextd.store.edit import ContextEdit, MessageDraft
+from contextd.store.locks import for_update
 from contextd.store.reader import Reader
 from contextd.store.tables import AnyRow, heads, messages, stamp
 from contextd.store.tail import LiveMessage
@@ -353,7 +354,7 @@ async def _find(edit: ContextEdit, message_id: str) -> AnyRow | None:
     """The message with its head, which nobody can move until the transaction ends."""
     row: AnyRow | None = (
         await edit.connection.execute(
-            _with_head().where(messages.c.context_key == edit.key, messages.c.id == message_id)
+            _with_head(edit).where(messages.c.context_key == edit.key, messages.c.id == message_id)
         )
     ).one_or_none()
     return row
@@ -371,7 +372,7 @@ async def _produced(edit: ContextEdit) -> Sequence[AnyRow]:
     """The context's open produced messages, in the order in which they were opened."""
     rows: Sequence[AnyRow] = (
         await edit.connection.execute(
-            _with_head()
+            _with_head(edit)
             .where(messages.c.context_key == edit.key, messages.c.status == "streaming")
             .where(heads.c.producer_id.is_not(None))
             .order_by(messages.c.key)
@@ -380,9 +381,7 @@ async def _produced(edit: ContextEdit) -> Sequence[AnyRow]:
     return rows
 
 
-def _with_head() -> Select[Any]:
-    return (
-        select(messages, heads.c.head, heads.c.fence, heads.c.producer_id, heads.c.written_at)
-        .join(heads, heads.c.message_key == messages.c.key)
-        .with_for_update(of=heads)
-    )
+def _with_head(edit: ContextEdit) -> Select[Any]:
+    query = select(messages, heads.c.head, heads.c.fence, heads.c.producer_id, heads.c.written_at)
+    joined = query.join(heads, heads.c.message_key == messages.c.key)
+    return for_update(edit.connection, joined, of=heads)

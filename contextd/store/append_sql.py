@@ -16,6 +16,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from contextd.store.engines import wrapped
+from contextd.store.locks import waits
 from contextd.store.tables import chunks
 
 # The message's key, how many chunks, bytes and characters it gains, its fence, the head it is at.
@@ -91,21 +92,21 @@ class SqliteAppendSql:
             raise wrapped(error) from None
 
 
-# Rows are locked in the order of their keys first: two processes would deadlock otherwise.
-_POSTGRESQL_ADVANCE = text(
-    """WITH v AS (SELECT (value->>0)::bigint AS k, (value->>1)::bigint AS n,
+# Heads that another server has locked are left where they are, unless the connection waits for them.
+_POSTGRESQL_ADVANCE = """WITH v AS (SELECT (value->>0)::bigint AS k, (value->>1)::bigint AS n,
                          (value->>2)::bigint AS b, (value->>3)::bigint AS c,
                          (value->>4)::bigint AS f, (value->>5)::bigint AS e
                   FROM jsonb_array_elements(CAST(:rows AS jsonb)) AS e(value)),
             locked AS (SELECT message_key FROM heads JOIN v ON v.k = message_key
-                       ORDER BY message_key FOR UPDATE OF heads)
+                       ORDER BY message_key FOR UPDATE OF heads {how})
        UPDATE heads SET head = head + v.n, bytes = bytes + v.b, characters = characters + v.c,
               written_at = GREATEST(:now, written_at + 1)
        FROM v JOIN locked ON locked.message_key = v.k
        WHERE heads.message_key = v.k AND heads.is_open AND (v.f IS NULL OR heads.fence = v.f)
              AND (v.e IS NULL OR heads.head = v.e)
        RETURNING heads.message_key, heads.head, heads.bytes"""
-)
+_ADVANCE_FREE = text(_POSTGRESQL_ADVANCE.format(how="SKIP LOCKED"))
+_ADVANCE_WAITING = text(_POSTGRESQL_ADVANCE.format(how=""))
 
 
 class PostgresqlAppendSql:
@@ -119,7 +120,8 @@ class PostgresqlAppendSql:
         self, connection: AsyncConnection, rows: Sequence[HeadRow], now: int
     ) -> Sequence[Sequence[Any]]:
         values = {"rows": msgspec.json.encode(rows).decode(), "now": now}
-        return (await connection.execute(_POSTGRESQL_ADVANCE, values)).all()
+        statement = _ADVANCE_WAITING if waits(connection) else _ADVANCE_FREE
+        return (await connection.execute(statement, values)).all()
 
     async def insert_chunks(self, connection: AsyncConnection, rows: Sequence[ChunkRow]) -> None:
         named = [dict(zip(self._names, row, strict=True)) for row in rows]

@@ -7,7 +7,7 @@ So one refused append does not undo its neighbours, and none is stored twice.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -25,6 +25,7 @@ from contextd.core.errors import (
 )
 from contextd.core.message import MessageStatus
 from contextd.store.append_sql import ChunkRow, HeadRow, append_sql
+from contextd.store.locks import waits
 from contextd.store.tables import AnyRow, chunks, heads, messages, stamp
 
 
@@ -68,7 +69,11 @@ class Append:
         "fence",
         "first",
         "future",
+        "held",
+        "held_at",
+        "lost",
         "message_key",
+        "repeated",
         "result",
         "sequences",
         "sizes",
@@ -97,6 +102,13 @@ class Append:
         self.future = future
         self.result: Appended | None = None
         self.error: BaseException | None = None
+        self.held = self.lost = self.repeated = False
+        self.held_at: float | None = None
+
+    @property
+    def rows(self) -> Hashable:
+        """What it locks: the message's head."""
+        return self.message_key
 
     def tell(self) -> None:
         """After the commit. What another try stored before the message was closed is old news."""
@@ -146,7 +158,7 @@ class Appender:
         self._sql = append_sql(dialect)
 
     async def run(self, connection: AsyncConnection, appends: Sequence[Append], now: int) -> int:
-        """Sets each append's result or error; returns how many chunks were written."""
+        """Sets each append's result or error, or that its head is `held`; returns how many were written."""
         written = 0
         waiting = [_whole(append) for append in appends]
         while waiting:
@@ -156,7 +168,10 @@ class Appender:
                 await self._sql.insert_chunks(connection, rows)
                 written += len(rows)
             for key, parts in by_message.items():
-                waiting = await _judge(connection, key, parts, now) + waiting
+                if await _is_held(connection, key):
+                    waiting = _hold(key, parts, waiting)
+                else:
+                    waiting = await _judge(connection, key, parts, now) + waiting
         return written
 
     async def _advance(
@@ -220,6 +235,24 @@ def _number(
             ends.append(end)
             chunk_rows.append((key, sequence, content, end, now))
         part.append.result = Appended(sequence, start, part.texts, ends, part.duplicates)
+
+
+async def _is_held(connection: AsyncConnection, key: int) -> bool:
+    """Whether the head is there, and another server has it; else it is locked here from now on."""
+    if connection.dialect.name == "sqlite" or waits(connection):
+        return False
+    head = select(heads.c.message_key).where(heads.c.message_key == key)
+    if await connection.scalar(head.with_for_update(skip_locked=True)) is not None:
+        return False
+    return await connection.scalar(head) is not None
+
+
+def _hold(key: int, parts: Sequence[_Part], waiting: Sequence[_Part]) -> list[_Part]:
+    """Everything to this message has to wait; returns what else is yet to be written."""
+    for part in (*parts, *waiting):
+        if part.append.message_key == key:
+            part.append.held = True
+    return [part for part in waiting if part.append.message_key != key]
 
 
 async def _judge(

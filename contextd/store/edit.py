@@ -20,6 +20,7 @@ from contextd.core.message import TEXT, MessageStats, MessageStatus, Problem, Ro
 from contextd.core.values import JsonObject
 from contextd.store.appends import utf8_bytes
 from contextd.store.clock import Clock
+from contextd.store.locks import for_update
 from contextd.store.notices import ClosedMessage, Notice, OpenedMessage, StartedTurn
 from contextd.store.stored import stored_phases
 from contextd.store.tables import AnyRow, chunks, contexts, heads, journal, messages, turns
@@ -83,8 +84,8 @@ class ContextEdit:
         cls, connection: AsyncConnection, context_id: str, clock: Clock
     ) -> "ContextEdit":
         """Locks the context's row. Raises `ContextNotFound`."""
-        query = select(contexts).where(contexts.c.id == context_id).with_for_update()
-        row = (await connection.execute(query)).one_or_none()
+        query = select(contexts).where(contexts.c.id == context_id)
+        row = (await connection.execute(for_update(connection, query))).one_or_none()
         if row is None:
             raise ContextNotFound(context_id)
         return cls(connection, row, clock)
@@ -373,8 +374,13 @@ class ContextEdit:
 
     async def _close_head(self, key: int) -> AnyRow:
         """After this no append of any writer can match the row again."""
+        head = select(heads.c.message_key).where(heads.c.message_key == key)
+        locked = for_update(self.connection, head).scalar_subquery()
         result = await self.connection.execute(
-            update(heads).where(heads.c.message_key == key).values(is_open=False).returning(heads)
+            update(heads)
+            .where(heads.c.message_key == locked)
+            .values(is_open=False)
+            .returning(heads)
         )
         row: AnyRow = result.one()
         return row

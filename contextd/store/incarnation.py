@@ -10,6 +10,8 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
+from contextd.store.trouble import AnotherDatabaseError
+
 INCARNATION_CHARS = 12
 
 _ID_TABLE = "SELECT to_regclass('contextd_database') IS NOT NULL"
@@ -25,10 +27,6 @@ _WHERE_ALLOWED = (
     ),
 )
 _ALLOWED = "SELECT has_function_privilege(to_regprocedure($1), 'EXECUTE')"
-
-
-class AnotherDatabaseError(Exception):
-    """A new connection found another database, or one that cannot be written, in the place of ours."""
 
 
 class Incarnation:

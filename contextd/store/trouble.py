@@ -55,6 +55,10 @@ class DatabaseMovedError(Exception):
     """The file at the database's path is not the one that was opened: deleted or replaced."""
 
 
+class AnotherDatabaseError(Exception):
+    """A new connection found another database, or one without a log, in the place of ours (§18)."""
+
+
 _LOCKED = (Kind.BUSY, "is locked by another program")
 _AWAY = (Kind.AWAY, "does not answer")
 _FULL = (Kind.FULL, "cannot be written: the disk is full")
@@ -123,6 +127,8 @@ def trouble_of(error: BaseException) -> Trouble | None:
     if isinstance(error, OSError | TimeoutError | PendingRollbackError):
         return _trouble(type(error).__name__, _AWAY)
     cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
+    if isinstance(cause, AnotherDatabaseError):
+        return _trouble("another", (Kind.AWAY, str(cause)))
     if state := getattr(cause, "sqlstate", None):
         return _trouble(state, _found(_POSTGRESQL, state))
     if name := getattr(cause, "sqlite_errorname", None):

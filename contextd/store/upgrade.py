@@ -35,7 +35,8 @@ from contextd.store.engines import (
     sqlite_path,
     sqlite_uri,
 )
-from contextd.store.incarnation import AnotherDatabaseError, identify
+from contextd.store.incarnation import identify
+from contextd.store.trouble import AnotherDatabaseError
 
 # How long a start waits for others that are starting; then it gives up with a `StoreError`.
 LOCK_WAIT_S = 60

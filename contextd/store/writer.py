@@ -10,22 +10,28 @@ Two kinds of work: *appends* of chunks, thousands of which become two statements
 are small functions over the connection. Neighbours do not hurt each other: a refused append is a row
 that an UPDATE did not match, a failed change is rolled back to its savepoint, and if the commit as
 a whole fails each entry runs again by itself, so that only the guilty one gets the error.
+
+Where several servers share a database, no group waits for a row that another one holds: the entry that
+meets it waits in `lanes`, and its neighbours go on. So no two groups can wait for each other, either. A
+connection that is lost before its COMMIT was sent has stored nothing: its group goes again, once.
 """
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 import structlog
 from sqlalchemy import update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from contextd.core.errors import ContextdError, Overloaded, ShuttingDown
 from contextd.store.appends import Append, Appended, Appender, AppendHook, utf8_bytes
 from contextd.store.database_file import DatabaseFile
+from contextd.store.lanes import Lanes, refuse
+from contextd.store.locks import is_closed, is_locked, wait_for_rows
 from contextd.store.readiness import DISK, WRITES, Readiness
 from contextd.store.tables import database
 from contextd.store.trouble import DatabaseMovedError, Kind, Trouble, translated, trouble_of
@@ -52,19 +58,30 @@ class Unconfirmed(Overloaded):
 
 
 class _Change(Generic[T]):
-    __slots__ = ("after", "error", "future", "result", "work")
+    __slots__ = (
+        "after", "context_id", "error", "future", "held", "held_at", "lost", "repeated", "result",
+        "work",
+    )  # fmt: skip
 
     def __init__(
         self,
         work: Callable[[AsyncConnection], Awaitable[T]],
         after: Callable[[T], None],
+        context_id: str | None,
         future: asyncio.Future[T],
     ) -> None:
         self.work = work
         self.after = after
+        self.context_id = context_id
         self.future = future
         self.result: Any = None
         self.error: BaseException | None = None
+        self.held = self.lost = self.repeated = False
+        self.held_at: float | None = None
+
+    @property
+    def rows(self) -> Hashable:
+        return self if self.context_id is None else self.context_id
 
     def tell(self) -> None:
         if self.error is None:
@@ -95,9 +112,13 @@ class Writer:
         queue_max: int,
         readiness: Readiness | None = None,
         file: DatabaseFile | None = None,
+        waiting: AsyncEngine | None = None,
     ) -> None:
+        """`waiting` has the connections for writes that wait for rows of another server (§18)."""
         self._engine = engine
         self._file = file
+        self._lanes = Lanes(waiting, commit=self._commit, settle=self._settle)
+        self._renew = False
         self._clock_ms = clock_ms
         self._queue_max = queue_max
         self.readiness = readiness or Readiness()
@@ -107,7 +128,6 @@ class Writer:
         self._closing = False
         self._task: asyncio.Task[None] | None = None
         self._appender = Appender(engine.dialect)
-        self._chunks_in_group = 0
         self._began_at: float | None = None  # of the commit that is under way, by the loop's clock
         self.commits = 0
         self.chunks_written = 0
@@ -119,8 +139,8 @@ class Writer:
 
     @property
     def queue_length(self) -> int:
-        """Entries that wait for the next commit."""
-        return len(self._queue)
+        """Entries that wait for a commit."""
+        return len(self._queue) + self._lanes.length
 
     @property
     def stuck(self) -> bool:
@@ -140,8 +160,19 @@ class Writer:
         self._closing = True
         self._wake.set()
         if self._task is not None:
+            began_at = asyncio.get_running_loop().time()
             await asyncio.wait([self._task], timeout=timeout_s)
             self._task.cancel()
+            await self._lanes.close(began_at + timeout_s - asyncio.get_running_loop().time())
+
+    def start_anew(self, error: Exception) -> None:
+        """Refuses what waits with `error`, and lets go of connections: they lead to another database."""
+        waiting, self._queue = self._queue, []
+        refuse(waiting, error)
+        self._settle(waiting)
+        self._lanes.refuse_all(error)
+        self._renew = True
+        self._wake.set()
 
     def append(
         self,
@@ -183,14 +214,17 @@ class Writer:
         self,
         work: Callable[[AsyncConnection], Awaitable[T]],
         after: Callable[[T], None] = lambda _: None,
+        *,
+        context_id: str | None = None,
     ) -> T:
         """Runs `work` inside a group's transaction; returns its result once that is durable.
 
         `work` may run more than once (its effects were rolled back before), so it must touch nothing
-        but the connection. An exception from it undoes only its own statements.
+        but the connection. An exception from it undoes only its own statements. `context_id` is that
+        of the context which it locks: changes of one context keep their order.
         """
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._put(_Change(work, after, future))
+        self._put(_Change(work, after, context_id, future))
         return await future
 
     def look(self) -> None:
@@ -218,7 +252,7 @@ class Writer:
     def _put(self, entry: _Entry) -> None:
         if self._closing:
             raise ShuttingDown
-        if len(self._queue) >= self._queue_max:
+        if self.queue_length >= self._queue_max:
             raise Overloaded("More writes are waiting than the server takes on.")
         self._queue.append(entry)
         self._wake.set()
@@ -234,38 +268,44 @@ class Writer:
                 self._note(error)
                 # Nobody waits for a database that is away: who wants to, tries again.
                 waiting, self._queue = self._queue, []
-                refusal = translated(error, event="the writing connection was lost")
-                for entry in waiting:
-                    entry.error = refusal
+                refuse(waiting, translated(error, event="the writing connection was lost"))
                 self._settle(waiting)
                 if self._closing:
                     return
                 await asyncio.sleep(RECONNECT_WAIT_S)
 
     async def _serve(self, connection: AsyncConnection) -> None:
-        while True:
+        self._renew = False
+        while not connection.invalidated:
+            if self._renew:
+                await connection.invalidate()
+                return
             if not self._queue:
                 if self._closing:
                     return
                 self._wake.clear()
                 await self._wake.wait()
                 continue
-            group = self._take_group()
-            self._began_at = asyncio.get_running_loop().time()
-            try:
+            await self._commit_next(connection)
+
+    async def _commit_next(self, connection: AsyncConnection) -> None:
+        group = self._take_group()
+        self._began_at = asyncio.get_running_loop().time()
+        try:
+            if group:
                 await self._commit(connection, group)
-            except BaseException as error:
-                for entry in group:
-                    entry.error = entry.error or error
-                raise
-            finally:
-                self._began_at = None
-                self._settle(group)
-            if connection.invalidated:
-                return
+        except BaseException as error:
+            for entry in group:
+                entry.error = entry.error or error
+            raise
+        finally:
+            self._began_at = None
+            self._lanes.hold([entry for entry in group if entry.held])
+            self._queue[:0] = [entry for entry in group if entry.lost]
+            self._settle([entry for entry in group if not entry.held and not entry.lost])
 
     def _take_group(self) -> list[_Entry]:
-        """The oldest entries, as many as one transaction should have."""
+        """The oldest entries, as many as one transaction should have, without those that have to wait."""
         count = chunk_count = byte_count = 0
         for entry in self._queue[:GROUP_MAX]:
             if isinstance(entry, Append):
@@ -275,9 +315,9 @@ class Writer:
                 break
             count += 1
         group, self._queue = self._queue[:count], self._queue[count:]
-        return group
+        return group if not self._lanes.length else [e for e in group if not self._lanes.join(e)]
 
-    def _settle(self, group: Sequence[_Entry]) -> None:
+    def _settle(self, group: Sequence[Any]) -> None:
         for entry in group:
             try:
                 entry.tell()
@@ -286,7 +326,7 @@ class Writer:
                 entry.error = error
             _resolve(entry.future, entry.result, entry.error)
 
-    async def _commit(self, connection: AsyncConnection, group: Sequence[_Entry]) -> None:
+    async def _commit(self, connection: AsyncConnection, group: Sequence[Any]) -> None:
         """Runs `group` in one transaction; where one entry may be at fault, each by itself."""
         error = await self._try(connection, group)
         if error is None:
@@ -294,14 +334,14 @@ class Writer:
         # Of two processes that insert the same, one is refused; it looks again, once.
         alone = len(group) == 1 and not isinstance(error, IntegrityError)
         if alone or connection.invalidated or _concerns_all(error):
-            refusal = translated(error, event="the database did not take a write")
-            for entry in group:
-                entry.error = refusal
+            _note_fault(connection, group, error)
             return
-        for entry in group:
-            entry.error = entry.result = None
-            if (fault := await self._try(connection, [entry])) is not None:
-                entry.error = translated(fault, event="the database did not take a write")
+        for index, entry in enumerate(group):
+            if connection.invalidated:
+                _note_fault(connection, group[index:], error)
+                return
+            if (error := await self._try(connection, [entry])) is not None:
+                _note_fault(connection, [entry], error)
 
     def _note(self, error: Exception | None) -> None:
         """What the last write says of the database. A defect of the write itself says nothing."""
@@ -314,47 +354,53 @@ class Writer:
         else:
             self.readiness.lack(WRITES, trouble.sentence)
 
-    async def _try(self, connection: AsyncConnection, group: Sequence[_Entry]) -> Exception | None:
+    async def _try(self, connection: AsyncConnection, group: Sequence[Any]) -> Exception | None:
         """One transaction; the error that it failed with. `Unconfirmed`: it may have succeeded."""
+        for entry in group:
+            entry.error = entry.result = None
+            entry.held = entry.lost = False
         error = await self._transact(connection, group)
-        self._note(error)
+        if not is_locked(error) and not _is_lost(connection, error):
+            self._note(error)
         return error
 
     async def _transact(
-        self, connection: AsyncConnection, group: Sequence[_Entry]
+        self, connection: AsyncConnection, group: Sequence[Any]
     ) -> Exception | None:
         try:
             transaction = await connection.begin()
-        except Exception as error:
-            return error
-        self._chunks_in_group = 0
-        try:
-            await self._execute(connection, group)
+            await wait_for_rows(connection)
+            chunks = await self._execute(connection, group)
             if self._file is not None:
                 self._file.check()
         except Exception as error:
-            with suppress(Exception):
-                await transaction.rollback()
+            await _undo(connection, error)
             return error
         try:
             await transaction.commit()
         except Exception as error:
+            await _undo(connection, error)
             if connection.invalidated:
                 return Unconfirmed("The database's answer was lost: this may be stored or not.")
-            with suppress(Exception):
-                await transaction.rollback()
             return error
         self.commits += 1
-        self.chunks_written += self._chunks_in_group
+        self.chunks_written += chunks
         return None
 
-    async def _execute(self, connection: AsyncConnection, group: Sequence[_Entry]) -> None:
+    async def _execute(self, connection: AsyncConnection, group: Sequence[Any]) -> int:
+        """Runs the entries; returns how many chunks were written."""
         appends = [entry for entry in group if isinstance(entry, Append)]
+        locked: set[Hashable] = set()
         for entry in group:
             if isinstance(entry, _Change):
-                await self._execute_change(connection, entry, alone=len(group) == 1)
-        if appends:
-            self._chunks_in_group = await self._appender.run(connection, appends, self._clock_ms())
+                entry.held = entry.rows in locked
+                if not entry.held:
+                    await self._execute_change(connection, entry, alone=len(group) == 1)
+                if entry.held:
+                    locked.add(entry.rows)
+        if not appends:
+            return 0
+        return await self._appender.run(connection, appends, self._clock_ms())
 
     async def _execute_change(
         self, connection: AsyncConnection, change: _Change[Any], *, alone: bool
@@ -367,11 +413,44 @@ class Writer:
                 change.result = await change.work(connection)
         except (ContextdError, Refused) as error:
             change.error = error
+        except DBAPIError as error:
+            if not is_locked(error):
+                raise
+            change.held = True
+
+
+def _note_fault(connection: AsyncConnection, group: Sequence[Any], error: Exception) -> None:
+    """What becomes of entries that were not committed: they wait, go again, or are refused."""
+    if is_locked(error) and len(group) == 1:
+        group[0].held = True
+        return
+    lost = _is_lost(connection, error)
+    refused = [entry for entry in group if entry.repeated or not lost]
+    refuse(refused, translated(error, event="the database did not take a write"))
+    for entry in group:
+        entry.lost = lost and not entry.repeated
+        entry.repeated |= entry.lost
+
+
+def _is_lost(connection: AsyncConnection, error: Exception | None) -> bool:
+    """Whether the connection went before COMMIT was sent, so that nothing can have been stored."""
+    return error is not None and connection.invalidated and not isinstance(error, Unconfirmed)
+
+
+async def _undo(connection: AsyncConnection, error: Exception) -> None:
+    """Rolls back, or throws a connection away that is closed, or from which no answer came."""
+    with suppress(Exception):
+        if isinstance(error, TimeoutError) or await is_closed(connection, error):
+            await connection.invalidate()
+        else:
+            await connection.rollback()
 
 
 def _concerns_all(error: Exception) -> bool:
     """Whether nobody else in the group would fare better by itself."""
     if isinstance(error, Overloaded):
         return True
+    if is_locked(error):
+        return False
     trouble = trouble_of(error)
     return trouble is not None and trouble.kind is not Kind.DEFECT
