@@ -387,8 +387,8 @@ async def _close_heads(connection: AsyncConnection, context_key: int) -> None:
 async def _purge_some(connection: AsyncConnection) -> int:
     """Removes one bounded helping of one deleted context; 0 when nothing is left anywhere."""
     # Each server purges another one; its row is the lock.
-    found = select(tombstones.c.context_key).where(~tombstones.c.purged).limit(1)
-    key = await connection.scalar(found.with_for_update(skip_locked=True))
+    unpurged = select(tombstones.c.context_key).where(~tombstones.c.purged).limit(1)
+    key = await connection.scalar(unpurged.with_for_update(skip_locked=True))
     if key is None:
         return 0
     oldest = await connection.execute(
