@@ -50,6 +50,7 @@ from contextd.store.clock import Clock
 from contextd.store.engines import Engines, StoreError, make_engines, parse_url, shown
 from contextd.store.history import History
 from contextd.store.incarnation import Incarnation
+from contextd.store.leases import Leases
 from contextd.store.presence import Presence
 from contextd.store.reader import Reader
 from contextd.store.tail import Tail
@@ -171,13 +172,16 @@ async def running(
         clock=clock,
         new_id=make_id,
     )
+    leases = Leases(settings.database, writer, owner_id=ledger.owner_id, lease_s=settings.lease_s)
     in_use = dict(providers or make_providers(settings))
     workspace = open_workspace(settings)
     tools = ServerTools(settings, workspace)
     # Two, so that no running turn waits behind what clients declare and decide.
     for_turns, for_clients = ArgumentChecker(), ArgumentChecker()
     toolset = Toolset(lambda: tools.by_name)
-    service = make_service(settings, ledger, reader, in_use, toolset, for_clients, workspace)
+    service = make_service(
+        settings, ledger, reader, leases, in_use, toolset, for_clients, workspace
+    )
     turns = Turns(
         ledger=ledger,
         steps=service.steps,
@@ -200,10 +204,12 @@ async def running(
             follow = _keep_following(clock, reader)
             background.append(asyncio.create_task(follow, name="clock-keep"))
         await presence.enter(
-            lambda: _retry_while_busy(service.recovery.expire_all_leases, writer, settings.database)
+            lambda: _retry_while_busy(leases.end_others, writer, settings.database)
         )
-        await _retry_while_busy(turns.recover, writer, settings.database)
+        await _retry_while_busy(leases.renew, writer, settings.database)
+        await _retry_while_busy(turns.look, writer, settings.database)
         background += [
+            asyncio.create_task(leases.keep(), name="leases-keep"),
             asyncio.create_task(turns.keep(), name="turns-keep"),
             asyncio.create_task(service.producers.keep(), name="producers-keep"),
             asyncio.create_task(service.streams.keep_in_step(), name="streams-keep-in-step"),
@@ -223,6 +229,7 @@ async def running(
         await asyncio.gather(*background, return_exceptions=True)
         for close in (
             turns.close,
+            leases.close,
             service.streams.close,
             writer.close,
             reader.close,
@@ -289,15 +296,15 @@ def make_service(
     settings: Settings,
     ledger: Ledger,
     reader: Reader,
+    leases: Leases,
     providers: Mapping[str, Provider],
     toolset: Toolset,
     checker: ArgumentChecker,
     workspace: Workspace | None,
 ) -> Service:
     """The rooms of the service, put together."""
-    lease_ms = round(settings.lease_s * 1000)
     history = History(reader)
-    steps = Steps(ledger, lease_ms=lease_ms, attempts_max=settings.attempts_max)
+    steps = Steps(ledger, attempts_max=settings.attempts_max)
     workflows = Workflows(Path(settings.workflows) if settings.workflows else None)
     payloads = Payloads(
         steps, workspace=workspace, workflows=workflows, bytes_max=settings.file_bytes_max
@@ -334,7 +341,7 @@ def make_service(
         ),
         records=Records(history),
         steps=steps,
-        recovery=Recovery(ledger, steps, lease_ms=lease_ms),
+        recovery=Recovery(ledger, reader, steps, leases, patience_s=2 * settings.poll_s),
         producers=Producers(
             ledger,
             reader,

@@ -53,6 +53,8 @@ class Trigger(StrEnum):
 
 
 REST_STATES = frozenset({State.IDLE, State.FAILED})
+# Of a turn that waits for people or external tools; then nobody works on it (§6).
+WAITING_STATES = frozenset({State.AWAITING_TOOL_APPROVAL, State.AWAITING_TOOL_RESULTS})
 TURN_STATES = frozenset(State) - REST_STATES - {State.PRODUCING}
 
 

@@ -132,5 +132,5 @@ async def update_call(edit: ContextEdit, key: int, **values: Any) -> None:
 async def release(edit: ContextEdit, turn: AnyRow) -> None:
     """The turn waits for somebody outside: it has no owner until it is claimed again."""
     await edit.connection.execute(
-        update(turns).where(turns.c.key == turn.key).values(owner_id=None, lease_expires_at=None)
+        update(turns).where(turns.c.key == turn.key).values(owner_id=None)
     )

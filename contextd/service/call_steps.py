@@ -78,10 +78,15 @@ class CallSteps:
         usage: Usage | None,
         calls: Sequence[CheckedCall],
     ) -> None:
-        """The model has said everything: closes the reply's messages and writes its calls."""
+        """The model has said everything: closes the reply's messages and writes its calls.
+
+        A second time it changes nothing.
+        """
 
         async def work(edit: ContextEdit) -> None:
             row = await self._steps.own(edit, turn)
+            if edit.state is State.PROCESSING_LLM_RESPONSE:
+                return
             policy = stored_policy(edit.row)
             rounds, before = await spent(edit, turn.id) if calls else (0, 0)
             left = max(0, policy.max_calls - before) if rounds < policy.max_depth else 0

@@ -199,7 +199,7 @@ class Contexts:
             ended = await connection.execute(
                 update(turns)
                 .where(turns.c.context_key == row.key, turns.c.status.in_((RUNNING, QUEUED)))
-                .values(status=CANCELLED, owner_id=None, lease_expires_at=None)
+                .values(status=CANCELLED, owner_id=None)
                 .returning(turns.c.id)
             )
             calls = await connection.scalar(

@@ -93,6 +93,27 @@ class Ledger:
                 log.info("another process changed the context first", context_id=context_id)
         raise Overloaded("Other processes change this context all the time.")
 
+    async def edit_free(
+        self, context_ids: Sequence[str], work: Callable[[ContextEdit], Awaitable[None]]
+    ) -> None:
+        """Runs `work` on each of these contexts that is there and not locked, in one transaction.
+
+        All or none: raises what `work` raises, and then nothing was changed.
+        """
+
+        async def run(connection: AsyncConnection) -> list[ContextEdit]:
+            edits = await ContextEdit.begin_free(connection, context_ids, self.clock)
+            for edit in edits:
+                await work(edit)
+                await edit.save()
+            return edits
+
+        def tell(edits: Sequence[ContextEdit]) -> None:
+            for edit in edits:
+                self._tell((edit, None))
+
+        await self.writer.change(run, tell)
+
     def append(
         self,
         live: LiveMessage,

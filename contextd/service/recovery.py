@@ -1,94 +1,104 @@
 """Who owns a turn, and what happens to one whose owner is gone (§6).
 
-A process that works on a turn renews its *lease* by the database's clock. When a lease has run out,
-any process may claim the turn: it becomes the owner, raises the fence, and goes on from the state
-that is stored. A process that is alone on its database need not wait for leases of the dead.
+A process that lives renews its lease (`contextd/store/leases.py`). When that has run out, any other may
+claim its turns: it becomes the owner, raises the fence, and goes on from the state that is stored.
+Several processes share what a dead one leaves by the keys of the turns, so that they do not wait for
+each other; what one does not get to, the others claim a little later. What is found by a look is read
+off the writer; only what is acted on is locked and looked at again.
 """
 
+import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
-from typing import Any
 
 import msgspec
 import structlog
-from sqlalchemy import ScalarResult, and_, or_, select, update
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from contextd.core.errors import ContextNotFound, ShuttingDown
-from contextd.core.machine import State, Trigger
+from contextd.core.errors import ContextNotFound, Overloaded, ShuttingDown
+from contextd.core.machine import WAITING_STATES, State, Trigger
 from contextd.core.message import Problem
 from contextd.service.ledger import Ledger
-from contextd.service.steps import WAITING_STATES, Steps
-from contextd.service.turn_rows import QUEUED, RUNNING, interrupt_messages, running_turn
+from contextd.service.steps import Steps
+from contextd.service.turn_rows import interrupt_messages, running_turn
+from contextd.store import unattended
 from contextd.store.edit import ContextEdit
-from contextd.store.tables import AnyRow, contexts, database_now_ms, turns
+from contextd.store.leases import Leases
+from contextd.store.notices import StartedTurn
+from contextd.store.reader import Reader
+from contextd.store.tables import contexts, turns
+from contextd.store.unattended import IS_RUNNING, Unattended, is_abandoned
 
 log = structlog.get_logger(__name__)
 
-RECOVERED_MAX = 100  # turns claimed in one sweep; the next sweep takes the next
+FOUND_MAX = 1000  # of what a look returns; the next look returns the next
+CLAIMED_MAX = 50  # turns in one transaction, which others wait for
 INTERRUPTED = Problem(type="interrupted", message="The server stopped while this was written.")
 OVERDUE = Problem(type="waiting_timeout", message="Nobody decided or answered in time.")
 RESPONDING = frozenset({State.AWAITING_LLM_RESPONSE, State.STREAMING_LLM_RESPONSE})
 
 
 class Recovery:
-    """Keeps leases, and claims turns. `lease_ms` is how long a silent owner keeps a turn."""
+    """Finds turns that nobody works on. `patience_s` is how long others have for their share."""
 
-    def __init__(self, ledger: Ledger, steps: Steps, *, lease_ms: int) -> None:
+    def __init__(
+        self, ledger: Ledger, reader: Reader, steps: Steps, leases: Leases, *, patience_s: float
+    ) -> None:
         self._ledger = ledger
+        self._reader = reader
         self._steps = steps
-        self._lease_ms = lease_ms
+        self.leases = leases
+        self._patience_s = patience_s
+        self._seen: dict[int, float] = {}  # when an abandoned turn was first seen
 
-    async def renew_leases(self, keys: Sequence[int]) -> set[int]:
-        """Says that these turns are being worked on; returns those that this process still owns.
+    async def look(self) -> Unattended:
+        """What this process is to do now. Raises `Overloaded`."""
+        return await unattended.look(self._reader, self._ledger.owner_id, limit=FOUND_MAX)
 
-        A turn that nobody names here runs out of its lease and is recovered: none hangs.
+    async def take_up(self, keys: Sequence[int]) -> None:
+        """Starts these turns where they are this process's and nobody works on them.
+
+        That is so after a commit whose answer was lost. It is asked in the order of the commits: what
+        the listener has been told by then is all that has happened.
         """
 
-        async def work(connection: AsyncConnection) -> set[int]:
+        async def work(connection: AsyncConnection) -> list[StartedTurn]:
             rows = await connection.execute(
-                update(turns)
-                .where(
-                    turns.c.owner_id == self._ledger.owner_id,
-                    turns.c.status == RUNNING,
-                    turns.c.key.in_(keys),
-                )
-                .values(lease_expires_at=database_now_ms() + self._lease_ms)
-                .returning(turns.c.key)
+                select(turns.c.key, turns.c.id, turns.c.fence, contexts.c.id.label("context_id"))
+                .join(contexts, contexts.c.key == turns.c.context_key)
+                .where(turns.c.key.in_(keys), IS_RUNNING)
+                .where(turns.c.owner_id == self._ledger.owner_id)
             )
-            return set(rows.scalars())
+            return [StartedTurn(**row._mapping) for row in rows]
 
-        return await self._ledger.writer.change(work)
+        def tell(started: Sequence[StartedTurn]) -> None:
+            for turn in started:
+                self._ledger.listener.turn_started(turn)
 
-    async def release_leases(self) -> None:
-        """On a clean stop: another process need not wait for the leases to run out."""
-        await self._expire(turns.c.owner_id == self._ledger.owner_id)
+        await self._ledger.writer.change(work, tell)
 
-    async def expire_all_leases(self) -> None:
-        """For the only process on a database: whoever owned these turns is gone."""
-        await self._expire(turns.c.owner_id != self._ledger.owner_id)
+    async def recover(self, found: Unattended) -> bool:
+        """Claims turns whose owner is gone, and starts queued ones of contexts at rest (§6).
 
-    async def recover(self) -> None:
-        """Claims every turn whose owner is gone, and starts queued ones of contexts at rest (§6)."""
-        after = 0
-        while waiting := await self._ledger.writer.change(partial(_contexts_to_recover, after)):
-            for row in waiting:
-                await self._recover_one(row.id)
-            after = waiting[-1].key
+        At most so many of them; says whether it did all that was found and is this process's to do.
+        """
+        due = list(dict.fromkeys([*found.at_rest, *self._share(found)]))
+        batch = due[:CLAIMED_MAX]
+        try:
+            if batch:
+                await self._ledger.edit_free(batch, self._recover_in)
+        except (Overloaded, ShuttingDown):
+            raise
+        except Exception:
+            # One context that cannot be looked after must not keep the others from it.
+            for context_id in batch:
+                await self._recover_one(context_id)
+        return batch == due
 
     async def fail_overdue(self, waiting_ms: int) -> None:
         """Fails the turns that have waited for somebody outside for longer than that (§6)."""
         before = self._ledger.clock.latest_ms(waiting_ms)
-
-        async def overdue(connection: AsyncConnection) -> Sequence[str]:
-            rows: ScalarResult[str] = await connection.scalars(
-                select(contexts.c.id)
-                .where(contexts.c.state.in_(sorted(WAITING_STATES)))
-                .where(contexts.c.state_since < before)
-                .limit(RECOVERED_MAX)
-            )
-            return rows.all()
 
         async def work(edit: ContextEdit) -> None:
             row = await running_turn(edit)
@@ -96,32 +106,39 @@ class Recovery:
             if row is not None and edit.state in WAITING_STATES and overdue:
                 await self._steps.fail_in(edit, row, OVERDUE)
 
-        for context_id in await self._ledger.writer.change(overdue):
+        for context_id in await unattended.overdue(self._reader, before, limit=FOUND_MAX):
             with suppress(ContextNotFound):
                 await self._ledger.edit(context_id, work)
 
+    def _share(self, found: Unattended) -> list[str]:
+        """Of what is abandoned first this process's part, then what others left for too long."""
+        now = asyncio.get_running_loop().time()
+        self._seen = {key: self._seen.get(key, now) for key in found.abandoned}
+        if not self.leases.judges:
+            return []
+        parts = max(1, len(found.living))
+        me = self._ledger.owner_id
+        part = found.living.index(me) if me in found.living else 0
+        own = [key for key in found.abandoned if key % parts == part]
+        # From the end, because the others begin at the beginning.
+        left = [key for key in reversed(found.abandoned) if key % parts != part]
+        late = [key for key in left if now - self._seen[key] >= self._patience_s]
+        return [found.abandoned[key] for key in (*own, *late)]
+
     async def _recover_one(self, context_id: str) -> None:
         try:
-            await self._ledger.edit(context_id, self._recover_in)
-        except ContextNotFound:
-            return
-        except ShuttingDown:
+            await self._ledger.edit_free([context_id], self._recover_in)
+        except (Overloaded, ShuttingDown):
             raise
         except Exception:
-            # One context that cannot be looked after must not keep the others from it.
             log.exception("recovering a context failed", context_id=context_id)
 
     async def _recover_in(self, edit: ContextEdit) -> None:
-        row = await running_turn(edit)
+        row = await running_turn(edit, is_abandoned(self._ledger.owner_id).label("is_abandoned"))
         if row is None:
             await self._steps.start_next(edit)
             return
-        expired = await edit.connection.scalar(
-            select(turns.c.key).where(
-                turns.c.key == row.key, turns.c.lease_expires_at < database_now_ms()
-            )
-        )
-        if expired is None:
+        if not row.is_abandoned:
             return
         responding = edit.state in RESPONDING
         detail = {"attempt": row.attempt, "error": msgspec.to_builtins(INTERRUPTED)}
@@ -137,34 +154,3 @@ class Recovery:
         if responding:
             await interrupt_messages(edit, row, INTERRUPTED)
         await self._steps.claim(edit, row)
-
-    async def _expire(self, whose: Any) -> None:
-        async def work(connection: AsyncConnection) -> None:
-            await connection.execute(
-                update(turns).where(turns.c.status == RUNNING, whose).values(lease_expires_at=0)
-            )
-
-        await self._ledger.writer.change(work)
-
-
-async def _contexts_to_recover(after: int, connection: AsyncConnection) -> Sequence[AnyRow]:
-    """Contexts with a running turn whose lease has run out, or at rest with a queue: (key, id)."""
-    abandoned = select(turns.c.context_key).where(
-        turns.c.status == RUNNING, turns.c.lease_expires_at < database_now_ms()
-    )
-    queued = select(turns.c.context_key).where(turns.c.status == QUEUED)
-    rows: Sequence[AnyRow] = (
-        await connection.execute(
-            select(contexts.c.key, contexts.c.id)
-            .where(contexts.c.key > after)
-            .where(
-                or_(
-                    contexts.c.key.in_(abandoned),
-                    and_(contexts.c.state.in_(("idle", "failed")), contexts.c.key.in_(queued)),
-                )
-            )
-            .order_by(contexts.c.key)
-            .limit(RECOVERED_MAX)
-        )
-    ).all()
-    return rows

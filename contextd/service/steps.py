@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import msgspec
 from sqlalchemy import func, insert, select, update
 
-from contextd.core.machine import State, Trigger, advance
+from contextd.core.machine import WAITING_STATES, State, Trigger, advance
 from contextd.core.message import MessageStatus, Problem, Role, Usage
 from contextd.core.tool_call import TOOL_CALL, TOOL_RESULT
 from contextd.core.turn import CancelAnswer, LeftOut, RetryAnswer, TurnStatus
@@ -23,21 +23,21 @@ from contextd.service.turn_rows import (
     add_references,
     add_usage,
     cancel_calls,
+    find_opened,
     find_turn,
     interrupt_messages,
     last_said,
     referred_paths,
     running_turn,
 )
+from contextd.store.appends import utf8_bytes
 from contextd.store.edit import ContextEdit, MessageDraft
 from contextd.store.notices import StartedTurn
 from contextd.store.stored import stored_phases
-from contextd.store.tables import AnyRow, database_now_ms, messages, turns
+from contextd.store.tables import AnyRow, messages, turns
 from contextd.store.tail import LiveMessage
 from contextd.store.writer import Refused
 
-# Waiting for people and external tools is no work of the turn (§6).
-WAITING_STATES = frozenset({State.AWAITING_TOOL_APPROVAL, State.AWAITING_TOOL_RESULTS})
 # Where an end changes what the context shows of its calls (§4).
 CALL_STATES = WAITING_STATES | {State.PROCESSING_LLM_RESPONSE, State.EXECUTING_TOOLS}
 
@@ -58,11 +58,10 @@ class TurnView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Steps:
-    """Moves turns. Times are milliseconds; `lease_ms` is how long a silent owner keeps a turn."""
+    """Moves turns. Times are milliseconds."""
 
-    def __init__(self, ledger: Ledger, *, lease_ms: int, attempts_max: int) -> None:
+    def __init__(self, ledger: Ledger, *, attempts_max: int) -> None:
         self._ledger = ledger
-        self._lease_ms = lease_ms
         self.attempts_max = attempts_max
 
     # What the agent loop does with its own turn.
@@ -131,14 +130,21 @@ class Steps:
         self,
         turn: StartedTurn,
         *,
+        message_id: str,
         kind: str,
         texts: Sequence[str],
         metadata: JsonObject | None = None,
+        again: bool = False,
     ) -> LiveMessage:
-        """Opens a message of the reply with its first chunks; the reply's first is `first_chunk`."""
+        """Opens a message of the reply with its first chunks; the reply's first is `first_chunk`.
 
-        async def work(edit: ContextEdit) -> tuple[str, int]:
+        `again`: nobody knows whether the same was stored before.
+        """
+
+        async def work(edit: ContextEdit) -> tuple[int, int]:
             row = await self.own(edit, turn)
+            if again and (opened := await find_opened(edit, message_id)) is not None:
+                return opened.key, opened.opened_revision
             if edit.state is State.AWAITING_LLM_RESPONSE:
                 await edit.step(Trigger.FIRST_CHUNK, turn=row)
             else:
@@ -149,7 +155,7 @@ class Steps:
                     update(turns).where(turns.c.key == row.key).values(first_chunk_ms=elapsed)
                 )
             draft = MessageDraft(
-                id=self._ledger.new_id(),
+                id=message_id,
                 role=Role.ASSISTANT,
                 kind=kind,
                 turn_id=turn.id,
@@ -157,22 +163,20 @@ class Steps:
                 texts=texts,
                 metadata=metadata or {},
             )
-            opened = await edit.add_message(draft, branch=row.branch)
-            return opened.id, opened.key
+            return (await edit.add_message(draft, branch=row.branch)).key, edit.revision
 
-        edit, (message_id, _) = await self._ledger.edit(turn.context_id, work)
+        _, (key, opened_revision) = await self._ledger.edit(turn.context_id, work)
         live = self._ledger.tail.get(turn.context_id, message_id)
         if live is None:  # the tail is full of newer chunks: keep writing, readers use SQL
-            opened = edit.notices[-1].opened[-1]
             live = LiveMessage(
                 context_id=turn.context_id,
                 message_id=message_id,
-                message_key=opened.key,
-                role=opened.role,
-                kind=opened.kind,
-                opened_revision=edit.revision,
+                message_key=key,
+                role=Role.ASSISTANT.value,
+                kind=kind,
+                opened_revision=opened_revision,
             )
-            live.skip_to(len(opened.texts), opened.ends[-1])
+            live.skip_to(len(texts), sum(utf8_bytes(content) for content in texts))
         return live
 
     async def finish_in(self, edit: ContextEdit, row: AnyRow) -> None:
@@ -184,10 +188,15 @@ class Steps:
     async def fail_transiently(
         self, turn: StartedTurn, error: Problem, *, wait_ms: int, usage: Usage | None
     ) -> None:
-        """This attempt broke: what it wrote is closed as `interrupted` and leaves the lists."""
+        """This attempt broke: what it wrote is closed as `interrupted` and leaves the lists.
+
+        A second time it changes nothing.
+        """
 
         async def work(edit: ContextEdit) -> None:
             row = await self.own(edit, turn)
+            if edit.state is State.TRANSIENT_FAILURE:
+                return
             detail = {
                 "attempt": row.attempt,
                 "attempts_max": self.attempts_max,
@@ -321,7 +330,6 @@ class Steps:
                 status=QUEUED if queued else RUNNING,
                 queue_position=position,
                 owner_id=None if queued else self._ledger.owner_id,
-                lease_expires_at=None if queued else database_now_ms() + self._lease_ms,
                 fence=1,
                 attempt=1,
                 retry_of=retry_of,
@@ -354,7 +362,6 @@ class Steps:
             .values(
                 status=RUNNING,
                 owner_id=self._ledger.owner_id,
-                lease_expires_at=database_now_ms() + self._lease_ms,
                 started_at=edit.now,
             )
         )
@@ -368,7 +375,6 @@ class Steps:
             .where(turns.c.key == row.key)
             .values(
                 owner_id=self._ledger.owner_id,
-                lease_expires_at=database_now_ms() + self._lease_ms,
                 fence=fence,
             )
         )
@@ -406,7 +412,6 @@ class Steps:
                 error=error,
                 ended_at=edit.now,
                 owner_id=None,
-                lease_expires_at=None,
                 queue_position=None,
                 fence=row.fence + 1,
             )

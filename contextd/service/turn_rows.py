@@ -1,8 +1,9 @@
 """Rows of turns, inside an edit: what those who move turns share (§6)."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import ColumnElement, func, select, update
 
 from contextd.core.errors import TurnNotFound
 from contextd.core.machine import State
@@ -27,9 +28,11 @@ UNDECIDED = tuple(
 )
 
 
-async def running_turn(edit: ContextEdit) -> AnyRow | None:
-    """The context's running turn, if there is one."""
-    query = select(turns).where(turns.c.context_key == edit.key, turns.c.status == RUNNING)
+async def running_turn(edit: ContextEdit, *columns: ColumnElement[Any]) -> AnyRow | None:
+    """The context's running turn, if there is one, with further columns."""
+    query = select(turns, *columns).where(
+        turns.c.context_key == edit.key, turns.c.status == RUNNING
+    )
     return (await edit.connection.execute(query)).one_or_none()
 
 
@@ -39,6 +42,15 @@ async def find_turn(edit: ContextEdit, turn_id: str) -> AnyRow:
     row = (await edit.connection.execute(query)).one_or_none()
     if row is None:
         raise TurnNotFound(turn_id)
+    return row
+
+
+async def find_opened(edit: ContextEdit, message_id: str) -> AnyRow | None:
+    """The key of a message and the revision that it was opened at, if it is there."""
+    query = select(messages.c.key, messages.c.opened_revision).where(
+        messages.c.context_key == edit.key, messages.c.id == message_id
+    )
+    row: AnyRow | None = (await edit.connection.execute(query)).one_or_none()
     return row
 
 

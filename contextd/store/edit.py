@@ -90,6 +90,15 @@ class ContextEdit:
             raise ContextNotFound(context_id)
         return cls(connection, row, clock)
 
+    @classmethod
+    async def begin_free(
+        cls, connection: AsyncConnection, context_ids: Sequence[str], clock: Clock
+    ) -> "list[ContextEdit]":
+        """Locks those of these contexts that nobody else has locked; waits for none."""
+        query = select(contexts).where(contexts.c.id.in_(context_ids)).order_by(contexts.c.key)
+        rows = await connection.execute(query.with_for_update(skip_locked=True))
+        return [cls(connection, row, clock) for row in rows]
+
     @property
     def busy(self) -> bool:
         """Whether a turn or a producer is at work."""

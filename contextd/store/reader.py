@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import msgspec
-from sqlalchemy import Select, func, select, text, tuple_
+from sqlalchemy import Select, func, select, text, tuple_, union_all
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -83,6 +83,29 @@ def select_messages(context_key: int) -> Select[Any]:
 def select_placed() -> Select[Any]:
     """Messages with their heads, for a `Path` that says which."""
     return select(*MESSAGE_COLUMNS).select_from(_WITH_HEAD)
+
+
+def select_contexts(
+    states: Sequence[str], *, before: tuple[int, int] | None, limit: int
+) -> Select[Any]:
+    """Contexts in any of these states (none: in all), newest activity first.
+
+    Each state has its own page, read in the order of its index, and of those the newest are taken: so
+    neither states that few contexts are in nor ones that all are in make the database read them all.
+    """
+    page = select(contexts)
+    if before is not None:
+        page = page.where(tuple_(contexts.c.changed_at, contexts.c.key) < tuple_(*before))
+    pages = [page.where(contexts.c.state == state) for state in dict.fromkeys(states)]
+    if len(pages) < 2:
+        return _newest(next(iter(pages), page), contexts.c, limit)
+    newest = [select(_newest(one, contexts.c, limit).subquery()) for one in pages]
+    found = union_all(*newest).subquery()
+    return _newest(select(found), found.c, limit)
+
+
+def _newest(query: Select[Any], columns: Any, limit: int) -> Select[Any]:
+    return query.order_by(columns.changed_at.desc(), columns.key.desc()).limit(limit)
 
 
 class Reader:
@@ -160,13 +183,9 @@ class Reader:
         self, *, states: Sequence[str], before: tuple[int, int] | None, limit: int
     ) -> list[ContextSnapshot]:
         """Newest activity first, strictly after the position `before` (changed_at, key)."""
-        query = select(contexts).order_by(contexts.c.changed_at.desc(), contexts.c.key.desc())
-        if states:
-            query = query.where(contexts.c.state.in_(states))
-        if before is not None:
-            query = query.where(tuple_(contexts.c.changed_at, contexts.c.key) < tuple_(*before))
+        query = select_contexts(states, before=before, limit=limit)
         async with self.snapshot() as connection:
-            rows = (await connection.execute(query.limit(limit))).all()
+            rows = (await connection.execute(query)).all()
             return [await _complete_context(connection, row) for row in rows]
 
     async def message(self, context_id: str, message_id: str) -> AnyRow:

@@ -128,6 +128,14 @@ contexts = Table(
     sqlite_autoincrement=True,
 )
 Index(None, contexts.c.changed_at, contexts.c.key)
+Index(None, contexts.c.state, contexts.c.changed_at, contexts.c.key)
+_WAITS = text("state IN ('awaiting_tool_approval', 'awaiting_tool_results')")
+Index(
+    "ix_contexts_waiting",
+    contexts.c.state_since,
+    sqlite_where=_WAITS,
+    postgresql_where=_WAITS,
+)
 
 # A segment is a run of messages with one parent each; a fork starts a new one and copies nothing.
 segments = Table(
@@ -176,7 +184,6 @@ turns = Table(
     Column("status", String(16), nullable=False),
     Column("queue_position", BigInteger, nullable=True),
     Column("owner_id", String(64), nullable=True),
-    Column("lease_expires_at", BigInteger, nullable=True),
     Column("fence", Integer, nullable=False),
     Column("attempt", Integer, nullable=False),
     Column("retry_of", String(64), nullable=True),
@@ -194,9 +201,23 @@ turns = Table(
 Index(None, turns.c.context_key, turns.c.status, turns.c.queue_position)
 Index(
     "ix_turns_running",
-    turns.c.lease_expires_at,
+    turns.c.owner_id,
     sqlite_where=text("status = 'running'"),
     postgresql_where=text("status = 'running'"),
+)
+Index(
+    "ix_turns_queued",
+    turns.c.context_key,
+    sqlite_where=text("status = 'queued'"),
+    postgresql_where=text("status = 'queued'"),
+)
+
+# Who lives: each process keeps a row here, and with it the turns that name it as their owner.
+nodes = Table(
+    "nodes",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("lease_expires_at", BigInteger, nullable=False),  # by the database's clock
 )
 
 messages = Table(

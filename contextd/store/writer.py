@@ -129,6 +129,9 @@ class Writer:
         self._task: asyncio.Task[None] | None = None
         self._appender = Appender(engine.dialect)
         self._began_at: float | None = None  # of the commit that is under way, by the loop's clock
+        # Called when something may be stored that nobody was told of: an answer that was lost with
+        # the connection, a hook that failed.
+        self.on_doubt: list[Callable[[], None]] = []
         self.commits = 0
         self.chunks_written = 0
 
@@ -216,15 +219,17 @@ class Writer:
         after: Callable[[T], None] = lambda _: None,
         *,
         context_id: str | None = None,
+        urgent: bool = False,
     ) -> T:
         """Runs `work` inside a group's transaction; returns its result once that is durable.
 
         `work` may run more than once (its effects were rolled back before), so it must touch nothing
         but the connection. An exception from it undoes only its own statements. `context_id` is that
-        of the context which it locks: changes of one context keep their order.
+        of the context which it locks: changes of one context keep their order. What is `urgent` is never
+        refused for the length of the queue, and goes before it.
         """
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._put(_Change(work, after, context_id, future))
+        self._put(_Change(work, after, context_id, future), urgent=urgent)
         return await future
 
     def look(self) -> None:
@@ -249,12 +254,12 @@ class Writer:
 
         await self.change(work)
 
-    def _put(self, entry: _Entry) -> None:
+    def _put(self, entry: _Entry, *, urgent: bool = False) -> None:
         if self._closing:
             raise ShuttingDown
-        if self.queue_length >= self._queue_max:
+        if self.queue_length >= self._queue_max and not urgent:
             raise Overloaded("More writes are waiting than the server takes on.")
-        self._queue.append(entry)
+        self._queue.insert(0 if urgent else len(self._queue), entry)
         self._wake.set()
 
     async def _run(self) -> None:
@@ -318,13 +323,18 @@ class Writer:
         return group if not self._lanes.length else [e for e in group if not self._lanes.join(e)]
 
     def _settle(self, group: Sequence[Any]) -> None:
+        doubtful = False
         for entry in group:
             try:
                 entry.tell()
             except Exception as error:
                 log.exception("a hook after a commit failed")
-                entry.error = error
+                entry.error, doubtful = error, True
+            doubtful |= isinstance(entry.error, Unconfirmed)
             _resolve(entry.future, entry.result, entry.error)
+        if doubtful:
+            for doubt in self.on_doubt:
+                doubt()
 
     async def _commit(self, connection: AsyncConnection, group: Sequence[Any]) -> None:
         """Runs `group` in one transaction; where one entry may be at fault, each by itself."""

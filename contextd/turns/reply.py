@@ -17,6 +17,7 @@ import structlog
 from contextd.core.errors import Overloaded
 from contextd.core.message import TEXT, THINKING, Usage
 from contextd.core.tool_call import TOOL_CALL
+from contextd.core.values import JsonObject
 from contextd.provider import (
     Event,
     FatalError,
@@ -122,9 +123,7 @@ class Reply:
             return
         live = self._live
         if live is None or live.kind != kind:
-            self._live = await stored(
-                lambda: self._steps.open_message(self._turn, kind=kind, texts=texts)
-            )
+            self._live = await self._open(kind, texts)
         else:
             await self._append(live, texts, first=live.head + 1)
 
@@ -134,11 +133,7 @@ class Reply:
         if call is None:
             name = deltas[0].name
             metadata = {"name": name, "call_id": call_id}
-            live = await stored(
-                lambda: self._steps.open_message(
-                    self._turn, kind=TOOL_CALL, texts=texts, metadata=metadata
-                )
-            )
+            live = await self._open(TOOL_CALL, texts, metadata)
             self.calls[call_id] = AskedCall(
                 id=call_id, name=name, live=live, arguments="".join(texts)
             )
@@ -147,13 +142,35 @@ class Reply:
             await self._append(call.live, texts, first=call.live.head + 1)
             call.arguments += "".join(texts)
 
+    async def _open(
+        self, kind: str, texts: list[str], metadata: JsonObject | None = None
+    ) -> LiveMessage:
+        """Opens a message. Its id is made before, so that after a lost answer it can be looked for."""
+        message_id = self._ledger.new_id()
+        again = False
+        while True:
+            try:
+                return await stored(
+                    lambda: self._steps.open_message(
+                        self._turn,
+                        message_id=message_id,
+                        kind=kind,
+                        texts=texts,
+                        metadata=metadata,
+                        again=again,  # noqa: B023 - it is called before the next turn of the loop
+                    )
+                )
+            except Unconfirmed:
+                again = True
+                await asyncio.sleep(STORE_RETRY_S)
+
     async def _append(self, live: LiveMessage, texts: list[str], first: int) -> None:
-        try:
+        """Stored or not, with its first sequence it can be said again: no answer is lost by that."""
+
+        async def append() -> None:
             await self._ledger.append(live, fence=self._turn.fence, texts=texts, first=first)
-        except Overloaded:
-            # Stored or not, with its first sequence it can be said again.
-            await asyncio.sleep(STORE_RETRY_S)
-            await self._append(live, texts, first)
+
+        await stored(append, repeatable=True)
 
     def _chunks(self, contents: Sequence[str]) -> list[str]:
         """A model's deltas as chunks: no U+0000 (§3.1), none larger than the limit (§7)."""
@@ -178,7 +195,7 @@ class Reply:
 class _Ended(msgspec.Struct, frozen=True):
     """The provider's stream is over, with the error that ended it."""
 
-    error: Exception | None
+    error: BaseException | None
 
 
 def _target(event: Event) -> tuple[type[Event], str]:
@@ -190,13 +207,16 @@ async def _pump(
     events: AsyncGenerator[Event, None], inbox: "asyncio.Queue[Event | _Ended]"
 ) -> None:
     """Reads the provider in a task of its own, so that its generator is closed where it runs."""
-    error: Exception | None = None
+    error: BaseException | None = None
     try:
         async with aclosing(events) as stream:
             async for event in stream:
                 await inbox.put(event)
-    except Exception as raised:
-        error = raised
+    except BaseException as raised:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():  # by who reads the inbox
+            raise
+        error = raised  # also a cancellation of its own making, which would end this task unheard
     await inbox.put(_Ended(error))
 
 

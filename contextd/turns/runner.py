@@ -7,13 +7,18 @@ are read from the provider into a short queue while the commit before is under w
 gathered goes into the next one; a provider that is faster than the disk is slowed by that queue.
 
 A turn that was cancelled, deleted or taken over by another process is noticed in three ways, whichever
-comes first: the ledger says so (same process), the next write is refused, or its lease is not renewed.
+comes first: the ledger says so (same process), the next write is refused, or a look does not find it.
+
+What the ledger says can be lost, with the answer of a commit. So each look compares the turns that are
+this process's with the tasks that run. A turn without a task gets one, in the order of the commits, and a
+task under an older fence is stopped by its successor: no turn ever has two.
 """
 
 import asyncio
 import random
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from typing import NamedTuple
 
 import msgspec
 import structlog
@@ -27,7 +32,7 @@ from contextd.core.errors import (
     ShuttingDown,
     StaleProducer,
 )
-from contextd.core.machine import State
+from contextd.core.machine import WAITING_STATES, State
 from contextd.core.message import Problem, Usage
 from contextd.provider import FatalError, ModelRequest, Provider, ProviderError, TransientError
 from contextd.service import (
@@ -42,7 +47,6 @@ from contextd.service import (
     TurnView,
 )
 from contextd.service.recovery import RESPONDING
-from contextd.service.steps import WAITING_STATES
 from contextd.settings import Settings
 from contextd.store.history import History
 from contextd.store.notices import StartedTurn
@@ -56,13 +60,18 @@ log = structlog.get_logger(__name__)
 
 RELEASE_S = 1.0
 HISTORY_MESSAGES_MAX = 1000
-LEASE_RENEWALS = 3  # in the time of one lease, so that one may be lost
+DEFECT_WAIT_S, DEFECT_WAIT_MAX_S = 1.0, 60.0  # before a turn that failed by a defect goes on
 
-UNCONFIRMED = Problem(
-    type="unconfirmed", message="The database's answer was lost in the middle of this."
-)
+BROKEN_OFF = Problem(type="interrupted", message="The server lost hold of this while it came.")
 
 _LOST = (TurnLostError, MessageClosed, MessageNotFound, StaleProducer, ContextNotFound)
+
+
+class _Work(NamedTuple):
+    """A turn, by the fence under which its task writes."""
+
+    turn: StartedTurn
+    task: asyncio.Task[None]
 
 
 class Turns(TurnListener):
@@ -95,7 +104,8 @@ class Turns(TurnListener):
         self._settings = settings
         self._jitter = jitter
         self._budget = Budget(settings.context_tokens_max)
-        self._tasks: dict[str, tuple[StartedTurn, asyncio.Task[None]]] = {}
+        self._tasks: dict[str, _Work] = {}
+        self._doubt = asyncio.Event()
         self._closing = False
         self.retries = 0
         self.first_chunk = Histogram(
@@ -105,6 +115,7 @@ class Turns(TurnListener):
             buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
         )
         ledger.listener = self
+        ledger.writer.on_doubt.append(self.look_soon)
 
     @property
     def running(self) -> int:
@@ -112,85 +123,118 @@ class Turns(TurnListener):
         return len(self._tasks)
 
     def turn_started(self, turn: StartedTurn) -> None:
-        """Starts the turn's task."""
-        if self._closing:
+        """Starts the turn's task, unless it has one. One under an older fence is stopped."""
+        before = self._tasks.get(turn.id)
+        if self._closing or (before is not None and before.turn.fence >= turn.fence):
             return
-        task = asyncio.create_task(self._run(turn), name=f"turn-{turn.id}")
-        self._tasks[turn.id] = turn, task
+        if before is not None:
+            before.task.cancel()
+        task = asyncio.create_task(self._run(turn, before and before.task), name=f"turn-{turn.id}")
+        self._tasks[turn.id] = _Work(turn, task)
         task.add_done_callback(lambda _: self._forget(turn.id, task))
 
     def turn_stopped(self, turn_id: str) -> None:
         """Stops the turn's task where it is."""
-        _, task = self._tasks.get(turn_id, (None, None))
-        if task is not None:
-            task.cancel()
+        work = self._tasks.get(turn_id)
+        if work is not None:
+            work.task.cancel()
 
-    async def recover(self) -> None:
-        """Goes on with what a process that is gone has left."""
-        await self._recovery.recover()
+    async def look(self) -> bool:
+        """Compares the turns that are this process's with the tasks that run, and goes on with what
+        a process that is gone has left. Says whether there is nothing more to do.
+        """
+        held = list(self._tasks.values())
+        found = await self._recovery.look()
+        for work in held:
+            # Its start was committed before the look, so what the look has not found is over.
+            if found.mine.get(work.turn.key) != work.turn.fence and not work.task.done():
+                self._ledger.tail.drop_streaming(work.turn.context_id)
+                work.task.cancel()
+        fences = {work.turn.key: work.turn.fence for work in self._tasks.values()}
+        idle = [key for key, fence in found.mine.items() if fences.get(key, 0) < fence]
+        if idle:
+            await self._recovery.take_up(idle)
+        return await self._recovery.recover(found)
+
+    def look_soon(self) -> None:
+        """Something may have been stored that nobody was told of."""
+        self._doubt.set()
 
     async def keep(self) -> None:
-        """Forever: renews the leases of running turns, and claims turns whose owner is gone."""
+        """Background task: looks every so often, at once where something is in doubt."""
+        pause_s = 0.0  # the first look, at the start, may have left something
         while True:
-            await asyncio.sleep(self._settings.lease_s / LEASE_RENEWALS)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._doubt.wait()
+            self._doubt.clear()
             try:
-                await self._renew()
-                await self._recovery.recover()
-                if self._settings.waiting_timeout_s:
-                    await self._recovery.fail_overdue(
-                        round(self._settings.waiting_timeout_s * 1000)
-                    )
+                done = await self.look()
+                await self._fail_overdue()
+                pause_s = self._settings.poll_s if done else 0.0
             except ShuttingDown:
                 return
-            except Exception:
-                log.exception("looking after the turns failed; the next round tries again")
+            except Exception as error:
+                log.warning("looking after the turns failed", exc_info=_unless_passing(error))
+                pause_s = self._settings.poll_s
 
     async def close(self) -> None:
         """Stops all tasks where they are; the turns stay as stored and are recovered later."""
         self._closing = True
-        tasks = [task for _, task in self._tasks.values()]
+        tasks = [work.task for work in self._tasks.values()]
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=PROVIDER_CLOSE_S * 2)
+        # Only a courtesy to other processes: without it they wait for the lease to run out.
         with suppress(ContextdError, TimeoutError):
-            # Only a courtesy to other processes: without it they wait for the leases to run out.
             async with asyncio.timeout(RELEASE_S):
-                await self._recovery.release_leases()
+                await self._recovery.leases.give_back()
 
     def _forget(self, turn_id: str, task: asyncio.Task[None]) -> None:
-        if self._tasks.get(turn_id, (None, None))[1] is task:
+        work = self._tasks.get(turn_id)
+        if work is not None and work.task is task:
             del self._tasks[turn_id]
 
-    async def _renew(self) -> None:
-        mine = {turn.key: turn for turn, _ in self._tasks.values()}
-        if not mine:
-            return
-        for key in mine.keys() - await self._recovery.renew_leases(list(mine)):
-            self._ledger.tail.drop_streaming(mine[key].context_id)
-            self.turn_stopped(mine[key].id)
+    async def _fail_overdue(self) -> None:
+        if self._settings.waiting_timeout_s:
+            await self._recovery.fail_overdue(round(self._settings.waiting_timeout_s * 1000))
 
-    async def _run(self, turn: StartedTurn) -> None:
-        """The turn's one task: whatever happens, it ends in a step or leaves the turn to recovery."""
+    async def _run(self, turn: StartedTurn, before: asyncio.Task[None] | None) -> None:
+        """The turn's one task: it goes on until the turn has ended, waits, or is another's."""
         with structlog.contextvars.bound_contextvars(context_id=turn.context_id, turn_id=turn.id):
+            if before is not None:  # under an older fence: it lets go of its model and its tools
+                await asyncio.wait([before], timeout=PROVIDER_CLOSE_S * 2)
             try:
-                await self._run_or_fail(turn)
+                await self._persist(turn)
             except _LOST:
                 # Closed elsewhere: what the tail says of its messages is out of date.
                 self._ledger.tail.drop_streaming(turn.context_id)
                 log.info("the turn was taken away")
             except ShuttingDown:
                 pass
-            except Exception:
-                log.exception("the turn could not be ended; recovery will look after it")
 
-    async def _run_or_fail(self, turn: StartedTurn) -> None:
+    async def _persist(self, turn: StartedTurn) -> None:
+        """However often it fails by a defect, the turn is taken up again from what is stored."""
+        again, pause_s = False, DEFECT_WAIT_S
+        while True:
+            try:
+                await self._run_or_fail(turn, again=again)
+                return
+            except (*_LOST, ShuttingDown):
+                raise
+            except Exception:
+                log.exception("the turn could not be ended; it is tried again")
+            await asyncio.sleep(pause_s)
+            again, pause_s = True, min(2 * pause_s, DEFECT_WAIT_MAX_S)
+
+    async def _run_or_fail(self, turn: StartedTurn, *, again: bool) -> None:
         limit: asyncio.Timeout | None = None
         try:
-            view = await stored(lambda: self._steps.view(turn))
+            view = await stored(lambda: self._steps.view(turn), repeatable=True)
             left_s = self._settings.turn_timeout_s - view.worked_ms / 1000
             async with asyncio.timeout(max(0.0, left_s)) as limit:
-                await self._drive(turn, view)
+                await self._drive(turn, view, again=again)
             return
         except TimeoutError:
             if limit is None or not limit.expired():
@@ -206,18 +250,21 @@ class Turns(TurnListener):
             error = Problem(type="internal_error", message="Something went wrong on the server.")
         await self._fail(turn, error, None)
 
-    async def _drive(self, turn: StartedTurn, view: TurnView) -> None:
-        """From the state that is stored, step by step, to the end."""
+    async def _drive(self, turn: StartedTurn, view: TurnView, *, again: bool) -> None:
+        """From the state that is stored, step by step, to the end.
+
+        A step whose answer was lost with the database's connection was done, or it was not: the turn
+        goes on from what is stored.
+        """
         current: TurnView | None = view
-        uncertain = False
+        if again and view.state in RESPONDING:
+            current = await self._break_off(turn, view)
         while current is not None:
             try:
-                if uncertain:
-                    current = await self._look_again(turn)
-                    uncertain = False
                 current = await self._advance(turn, current)
             except Unconfirmed:
-                uncertain = True
+                await asyncio.sleep(STORE_RETRY_S)
+                current = await stored(lambda: self._steps.view(turn), repeatable=True)
 
     async def _advance(self, turn: StartedTurn, view: TurnView) -> TurnView | None:
         """One step of the turn. None when it has ended."""
@@ -231,6 +278,8 @@ class Turns(TurnListener):
                 return await self._try_again(turn, view)
             case State.AWAITING_LLM_RESPONSE:
                 return await self._respond(turn, view)
+            case State.STREAMING_LLM_RESPONSE:
+                return await self._break_off(turn, view)
             case State.PROCESSING_LLM_RESPONSE:
                 return _moved(view, await stored(lambda: self._calls.dispatch(turn)))
             case State.EXECUTING_TOOLS:
@@ -242,19 +291,13 @@ class Turns(TurnListener):
             case _:
                 raise RuntimeError(f"no turn of this process stands in {view.state}")
 
-    async def _look_again(self, turn: StartedTurn) -> TurnView:
-        """A step's answer was lost with the database's connection: it was done, or it was not.
-
-        The turn goes on from what is stored. An answer that was being read is asked for again.
-        """
-        await asyncio.sleep(STORE_RETRY_S)
-        view = await stored(lambda: self._steps.view(turn))
-        if view.state in RESPONDING:
-            await stored(
-                lambda: self._steps.fail_transiently(turn, UNCONFIRMED, wait_ms=0, usage=None)
-            )
-            view = _at(view, State.TRANSIENT_FAILURE)
-        return view
+    async def _break_off(self, turn: StartedTurn, view: TurnView) -> TurnView:
+        """An answer that somebody began to read and nobody reads any more costs its attempt."""
+        await stored(
+            lambda: self._steps.fail_transiently(turn, BROKEN_OFF, wait_ms=0, usage=None),
+            repeatable=True,
+        )
+        return _at(view, State.TRANSIENT_FAILURE)
 
     async def _try_again(self, turn: StartedTurn, view: TurnView) -> TurnView | None:
         if view.attempt >= self._settings.attempts_max:
@@ -285,7 +328,8 @@ class Turns(TurnListener):
         await stored(
             lambda: self._calls.end_stream(
                 turn, finish_reason=reply.finish_reason, usage=reply.usage, calls=calls
-            )
+            ),
+            repeatable=True,
         )
         return _at(view, State.PROCESSING_LLM_RESPONSE)
 
@@ -299,7 +343,8 @@ class Turns(TurnListener):
         await stored(
             lambda: self._steps.fail_transiently(
                 turn, _problem(error), wait_ms=round(wait_s * 1000), usage=reply.usage
-            )
+            ),
+            repeatable=True,
         )
         await asyncio.sleep(wait_s)
         return _at(view, State.TRANSIENT_FAILURE)
@@ -311,7 +356,7 @@ class Turns(TurnListener):
         return max(ceiling * (0.5 + self._jitter() / 2), retry_after_s or 0.0)
 
     async def _fail(self, turn: StartedTurn, error: Problem, usage: Usage | None) -> None:
-        await stored(lambda: self._steps.fail(turn, error, usage=usage))
+        await stored(lambda: self._steps.fail(turn, error, usage=usage), repeatable=True)
         log.warning("the turn failed", error_type=error.type)
 
     def _provider(self, view: TurnView) -> Provider:
@@ -347,6 +392,11 @@ class Turns(TurnListener):
             history=build_history(told, results),
             tools=offers,
         )
+
+
+def _unless_passing(error: Exception) -> Exception | None:
+    """What is worth a traceback: not that the database is away."""
+    return None if isinstance(error, ContextdError) else error
 
 
 def _problem(error: ProviderError) -> Problem:

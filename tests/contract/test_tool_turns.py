@@ -268,14 +268,14 @@ async def test_another_process_takes_over_while_tools_run(begin: Start, tmp_path
     """Only what is idempotent runs again; what the first process finds out later is nobody's."""
     once, again = Notes(tmp_path, "once"), Notes(tmp_path, "again")
     mine, other = HeldProvider(), HeldProvider()
-    async with begin(mine, lease_s=3600) as one, begin(other, lease_s=3600) as two:
+    hung = {"lease_s": 3600, "poll_s": 3600}  # it neither renews its lease nor looks
+    async with begin(mine, **hung) as one, begin(other, lease_s=3600) as two:
         turn_id = await go(
             one, mine, ("hold", once.arguments()), ("hold_again", again.arguments()), ("ask", {})
         )
         await once.has("began")
         await again.has("began")
-        await one.service.recovery.release_leases()  # as if it had hung for as long as a lease
-        await two.turns.recover()
+        await one.service.recovery.leases.give_back()  # as if that had been for as long as a lease
         await again.has("began", "began")
         asked = (await calls_of(two))[2]
         assert await answer(one, asked) == "executing_tools"
@@ -356,14 +356,14 @@ async def test_two_processes_recover_at_once(begin: Start, tmp_path: Path) -> No
         turn_id = await go(contextd, models[0], ("hold_again", notes.arguments()))
         await notes.has("began")
     async with (
-        begin(models[0], lease_s=3600) as owner,
+        begin(models[0], lease_s=3600, poll_s=3600) as owner,
         begin(models[1], lease_s=3600) as one,
         begin(models[2], lease_s=3600) as two,
     ):
         await notes.has("began", "stopped", "began")
-        await owner.service.recovery.release_leases()
-        await asyncio.gather(one.turns.recover(), two.turns.recover())
-        assert one.turns.running + two.turns.running == 1
+        await owner.service.recovery.leases.give_back()
+        await asyncio.gather(one.turns.look(), two.turns.look())
+        await comes(lambda: one.turns.running + two.turns.running == 1)
         await notes.has("began", "stopped", "began", "began")
         notes.open()
         for model in models:

@@ -209,7 +209,7 @@ async def test_another_process_takes_over_when_the_lease_runs_out(start: Start) 
         answer = await send(one, "Hello")
         mine.say("half")
         await until(one, streaming)
-        await one.service.recovery.release_leases()  # as if it had hung for as long as a lease
+        await one.service.recovery.leases.give_back()  # as if it had hung for as long as a lease
         other.say("whole", None)
         await until(two, idle)
         mine.say(" too late", None)

@@ -98,4 +98,5 @@ async def test_chunks_and_steps_are_not_stored_twice(postgresql_url: str) -> Non
             assert page.items[-1].final_sequence == CHUNKS
             assert cutter.cuts == 4
             turns = await contextd.service.records.turns("a", cursor=None, limit=10)
-            assert [turn.status for turn in turns.items] == ["completed"]
+            assert [(turn.status, turn.attempt) for turn in turns.items] == [("completed", 1)]
+            assert len(provider.requests) == 1

@@ -32,7 +32,7 @@ ADD_COLUMN = """
 import sqlalchemy as sa
 from alembic import op
 revision = "9999"
-down_revision = "0005"
+down_revision = "0006"
 def upgrade():
     with op.batch_alter_table("segments", recreate="auto") as batch:
         batch.alter_column("parent_depth", type_=sa.BigInteger())
