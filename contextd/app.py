@@ -44,6 +44,7 @@ from contextd.service import (
     Toolset,
 )
 from contextd.service.call_rows import Results
+from contextd.service.succession import Succession
 from contextd.settings import Settings, SettingsError
 from contextd.signals.hub import Hub
 from contextd.store.clock import Clock
@@ -55,7 +56,7 @@ from contextd.store.presence import Presence
 from contextd.store.reader import Reader
 from contextd.store.tail import Tail
 from contextd.store.trouble import Kind
-from contextd.store.upgrade import upgrade
+from contextd.store.upgrade import find_incarnation, upgrade
 from contextd.store.writer import Writer
 from contextd.tools.arguments import ArgumentChecker
 from contextd.tools.server import ServerTools, open_workspace
@@ -213,8 +214,23 @@ async def running(
             asyncio.create_task(turns.keep(), name="turns-keep"),
             asyncio.create_task(service.producers.keep(), name="producers-keep"),
             asyncio.create_task(service.streams.keep_in_step(), name="streams-keep-in-step"),
+            asyncio.create_task(service.content.keep_in_step(), name="content-keep-in-step"),
             asyncio.create_task(service.contexts.keep_purged(), name="contexts-keep-purged"),
         ]
+        if engines.dialect == "postgresql":
+            succession = Succession(
+                ledger,
+                reader,
+                service.producers,
+                incarnation,
+                find=lambda: find_incarnation(settings.database),
+                leave_turns=turns.leave_all,
+                poll_s=settings.poll_s,
+            )
+            background += [
+                asyncio.create_task(succession.keep(), name="succession-keep"),
+                asyncio.create_task(succession.compare(), name="succession-compare"),
+            ]
         yield Contextd(
             settings=settings,
             service=service,

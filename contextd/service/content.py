@@ -1,12 +1,26 @@
 """Pulling text (§3.3): the live tail from memory, the rest from SQL, long polls from the hub."""
 
 import asyncio
+from collections.abc import Iterable, Iterator
+
+import structlog
 
 from contextd.core.errors import Overloaded
 from contextd.core.message import Chunk, ChunkPage, MessageStatus
 from contextd.core.values import SEQUENCE_MAX, timestamp
 from contextd.service.ledger import Ledger
 from contextd.store.reader import ContentSlice, Reader
+
+log = structlog.get_logger(__name__)
+
+LOOK_PAGE = 5000  # messages that are looked at in one statement
+
+
+def batched(keys: Iterable[int], count: int) -> Iterator[list[int]]:
+    """The keys, so many at a time."""
+    left = list(keys)
+    for start in range(0, len(left), count):
+        yield left[start : start + count]
 
 
 class Content:
@@ -27,7 +41,11 @@ class Content:
         self._waiting_max = waiting_max
         self._waiting = 0
         self._poll_s = poll_s
-        self.database_id = ledger.database_id
+
+    @property
+    def database_id(self) -> str:
+        """Of the database whose text this is."""
+        return self._ledger.database_id
 
     def live(
         self, context_id: str, message_id: str, start: int, end: int | None
@@ -69,17 +87,33 @@ class Content:
         deadline = loop.time() + wait_s
         try:
             with self._ledger.hub.watch(context_id, message_id) as watch:
-                told = False
-                while True:
-                    found = await self.pull(context_id, message_id, start=start, end=end)
-                    left_s = deadline - loop.time()
-                    is_news = found.head != start or found.status != MessageStatus.STREAMING
-                    if is_news or told or left_s <= 0:
-                        return found
-                    # What another process does is not told here, so it is looked at again (§4.2).
-                    told = await watch.reached(start, min(left_s, self._poll_s))
+                found = await self.pull(context_id, message_id, start=start, end=end)
+                if found.head != start or found.status != MessageStatus.STREAMING:
+                    return found
+                watch.message_key = found.message_key
+                if not await watch.reached(start, deadline - loop.time()):
+                    return found
+                return await self.pull(context_id, message_id, start=start, end=end)
         finally:
             self._waiting -= 1
+
+    async def keep_in_step(self) -> None:
+        """Background task: one look at all that pulls wait for, since other processes do not tell (§18)."""
+        while True:
+            await asyncio.sleep(self._poll_s)
+            try:
+                await self._look()
+            except Exception as error:
+                log.warning("what pulls wait for was not looked at", kind=type(error).__name__)
+
+    async def _look(self) -> None:
+        awaited = self._ledger.hub.awaited()
+        for keys in batched(awaited, LOOK_PAGE):
+            found = await self._reader.heads_of(keys)
+            for key in keys:
+                head, is_open = found.get(key, (0, False))
+                for watch in awaited[key]:
+                    watch.reach(head) if is_open else watch.finish()
 
     async def chunks(
         self, context_id: str, message_id: str, *, start: int, limit: int

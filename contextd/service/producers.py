@@ -75,6 +75,11 @@ class Producers:
         self._seen: dict[int, tuple[int, float]] = {}  # last write, and when it was first seen
         self.closing = asyncio.Event()  # set: the server stops, so bodies that are open have to end
 
+    def end_bodies(self) -> None:
+        """Another database: bodies that are open end as at a stop; later ones are taken."""
+        closing, self.closing = self.closing, asyncio.Event()
+        closing.set()
+
     async def open(
         self, context_id: str, message_id: str, request: OpenRequest
     ) -> tuple[Message, bool]:

@@ -62,7 +62,7 @@ class Hub:
         jitter: Callable[[int, int], int] = random.randint,
     ) -> None:
         self.on_gap: Callable[[str], None] | None = None
-        self._database_id = database_id
+        self.database_id = database_id  # of the database whose revisions are told from now on
         self._jitter = jitter
         self._topics: dict[str, _Topic] = {}
         self._readers: set[Reader] = set()
@@ -203,6 +203,24 @@ class Hub:
         for topic in self._topics.values():
             _finish_watches(topic)
 
+    def end_all(self) -> None:
+        """Another database: every stream ends after a `retry:`, every watch is over; new ones may come."""
+        topics, self._topics = self._topics, {}
+        for reader in tuple(self._readers):
+            reader.end(self._farewell())
+        for topic in topics.values():
+            _finish_watches(topic)
+
+    def awaited(self) -> dict[int, list["Watch"]]:
+        """Who waits for which message, by the key that a waiting pull has found for it."""
+        found: dict[int, list[Watch]] = {}
+        for topic in self._topics.values():
+            for watches in topic.watches.values():
+                for watch in watches:
+                    if watch.message_key is not None:
+                        found.setdefault(watch.message_key, []).append(watch)
+        return found
+
     # For readers and watches.
 
     def _forget(self, reader: Reader) -> None:
@@ -232,7 +250,7 @@ class Hub:
     def _topic(self, context_id: str) -> _Topic:
         topic = self._topics.get(context_id)
         if topic is None:
-            topic = self._topics[context_id] = _Topic(self._database_id)
+            topic = self._topics[context_id] = _Topic(self.database_id)
         return topic
 
     def _drop_if_unwatched(self, context_id: str, topic: _Topic) -> None:
@@ -285,12 +303,13 @@ class Watch:
 
     __slots__ = (
         "_after", "_deadline", "_hub", "_over", "_position", "_waiter", "alarm", "context_id",
-        "message_id",
+        "message_id", "message_key",
     )  # fmt: skip
 
     def __init__(self, hub: Hub, context_id: str, message_id: str) -> None:
         self.context_id = context_id
         self.message_id = message_id
+        self.message_key: int | None = None
         self.alarm = 0
         self._hub = hub
         self._position = -1

@@ -116,7 +116,7 @@ def make_engines(
     connect = partial(postgresql_engine, url, incarnation=incarnation)
     return Engines(
         writer=connect(connections=1, session=WRITING),
-        reader=connect(connections=readers, session=READING),
+        reader=connect(connections=readers + 1, session=READING),  # one looks
         waiting=connect(connections=WAITING_CONNECTIONS, kept=1, session=WRITING),
         dialect=dialect,
     )

@@ -117,9 +117,52 @@ class Reader:
         self._free: asyncio.Queue[AsyncConnection | None] = asyncio.Queue()
         for _ in range(connections):
             self._free.put_nowait(None)
+        self._beginnings = 0  # connections of an earlier one lead to another database
+        self._looking: AsyncConnection | None = None
+        self._look_lock = asyncio.Lock()
+
+    def start_anew(self) -> None:
+        """No connection that was made before is used for another read."""
+        self._beginnings += 1
+
+    async def look(self, query: Select[Any]) -> Sequence[AnyRow]:
+        """One statement by itself, for what is looked at again and again: one trip to PostgreSQL."""
+        if self._engine.dialect.name == "sqlite":
+            async with self.snapshot() as connection:
+                rows: Sequence[AnyRow] = (await connection.execute(query)).all()
+            return rows
+        async with self._look_lock:
+            try:
+                return await self._look(query)
+            except BaseException as error:
+                looking, self._looking = self._looking, None
+                await asyncio.shield(_let_go(looking))
+                if isinstance(error, Exception):
+                    raise translated(error, event="the database did not answer a look") from None
+                raise
+
+    async def _look(self, query: Select[Any]) -> Sequence[AnyRow]:
+        if self._looking is not None and self._is_of_before(self._looking):
+            await _let_go(self._looking)
+            self._looking = None
+        if self._looking is None:
+            connection = await self._engine.connect()
+            self._looking = await connection.execution_options(isolation_level="AUTOCOMMIT")
+            connection.info["beginnings"] = self._beginnings
+        rows: Sequence[AnyRow] = (await self._looking.execute(query)).all()
+        await self._looking.rollback()  # nothing is sent: it only ends what SQLAlchemy has begun
+        return rows
+
+    async def heads_of(self, keys: Sequence[int]) -> dict[int, tuple[int, bool]]:
+        """The head of each of these messages, and whether it is open; of a deleted one nothing."""
+        query = select(heads.c.message_key, heads.c.head, heads.c.is_open)
+        rows = await self.look(query.where(heads.c.message_key.in_(keys)))
+        return {row.message_key: (row.head, row.is_open) for row in rows}
 
     async def close(self) -> None:
         """Gives back the connections that are free; who still reads loses its own with the engine."""
+        looking, self._looking = self._looking, None
+        await _let_go(looking)
         while not self._free.empty():
             connection = self._free.get_nowait()
             if connection is not None:
@@ -133,6 +176,7 @@ class Reader:
         and `InternalError` for trouble that never does.
         """
         connection = await self._take()
+        beginnings = self._beginnings
         try:
             connection = await self._begin(connection)
             yield connection
@@ -149,6 +193,8 @@ class Reader:
             await asyncio.shield(_let_go(connection))
             raise
         finally:
+            if connection is not None and beginnings != self._beginnings:
+                await _let_go(connection)
             self._free.put_nowait(connection)
 
     async def _take(self) -> AsyncConnection | None:
@@ -160,18 +206,26 @@ class Reader:
     async def _begin(self, connection: AsyncConnection | None) -> AsyncConnection:
         """A held connection may have died in the meantime: then a new one, once."""
         for last_try in (False, True):
+            if connection is not None and self._is_of_before(connection):
+                await _let_go(connection)
             if connection is None or connection.closed:
                 connection = await self._engine.connect()
             try:
                 await connection.begin()
                 if self._engine.dialect.name == "postgresql":
                     await connection.execute(_ONE_MOMENT)
+                connection.info["beginnings"] = self._beginnings
                 return connection
             except DBAPIError:
                 if last_try or not connection.invalidated:
                     raise
                 await _let_go(connection)
         raise AssertionError("the last try returns or raises")
+
+    def _is_of_before(self, connection: AsyncConnection) -> bool:
+        if connection.closed or connection.invalidated:
+            return False
+        return bool(connection.info.get("beginnings") != self._beginnings)
 
     async def context(self, context_id: str) -> ContextSnapshot:
         """Raises `ContextNotFound`."""

@@ -174,6 +174,11 @@ class Tail:
             if live.context_id == context_id:
                 self.drop(live)
 
+    def clear(self) -> None:
+        """Forgets everything: another database is there."""
+        self._messages.clear()
+        self._weight_bytes = 0
+
     def drop_context(self, context_id: str) -> None:
         """Forgets all messages of a deleted context."""
         for key in [key for key in self._messages if key[0] == context_id]:

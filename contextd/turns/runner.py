@@ -139,6 +139,11 @@ class Turns(TurnListener):
         if work is not None:
             work.task.cancel()
 
+    def leave_all(self) -> None:
+        """Another database: what is run here belongs to the one before."""
+        for work in tuple(self._tasks.values()):
+            work.task.cancel()
+
     async def look(self) -> bool:
         """Compares the turns that are this process's with the tasks that run, and goes on with what
         a process that is gone has left. Says whether there is nothing more to do.
