@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import msgspec
 import structlog
 
-from contextd.core.values import JsonObject
+from contextd.core.values import SEQUENCE_MAX, JsonObject
 from contextd.tools import ToolError
 from contextd.tools.text import one_line
 
@@ -235,11 +235,13 @@ def _refuse_constant(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not a JSON value")
 
 
-def _finite(digits: str) -> float:
+def _finite(digits: str) -> float | int:
+    """A number with a fraction. A whole one, such as `1.0`, is an integer for JSON Schema, so here too."""
     number = float(digits)
     if not math.isfinite(number):
         raise ValueError(f"the number {one_line(digits, 40)} is too large")
-    return number
+    is_whole = number.is_integer() and abs(number) <= SEQUENCE_MAX
+    return int(number) if is_whole else number
 
 
 def _kind(value: object) -> str:

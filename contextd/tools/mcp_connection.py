@@ -10,7 +10,7 @@ itself, because nothing can call tools that are not known. Between tries there i
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -27,9 +27,9 @@ from contextd.core.values import JsonObject
 from contextd.tools import Tool, ToolError
 from contextd.tools.mcp_child import NOT_TAKEN
 from contextd.tools.mcp_file import McpServer
-from contextd.tools.mcp_limits import TOOLS_MAX, McpLimits, limit_said
+from contextd.tools.mcp_limits import TOOLS_MAX, McpLimits, limit_said, wrong_with
 from contextd.tools.mcp_naming import offered
-from contextd.tools.mcp_result import as_text
+from contextd.tools.mcp_result import as_text, let_misfits_pass
 from contextd.tools.mcp_transport import reach
 
 CONNECT_S = 60.0  # for one try: to start, to agree on a version, and to list the tools
@@ -274,6 +274,7 @@ class Connection:
         self._refusal = None  # of the question for the newest protocol, if any
         if self._over.is_set():
             return
+        let_misfits_pass(client.session)
         self._client = client
         self._wanted.clear()
         self._next_client.set_result(client)
@@ -311,6 +312,7 @@ class Connection:
             page = await client.list_tools(cursor=cursor)
             listed += len(page.tools)
             known |= {tool.name for tool in page.tools} & self._named
+            self._warn_of_wrong(page.tools)
             for tool in filter(self._is_taken, page.tools):
                 made = offered(self._server, tool, partial(self.call, tool.name))
                 tools.setdefault(made.name, made)  # of two with one name, the first counts
@@ -322,7 +324,19 @@ class Connection:
 
     def _is_taken(self, tool: mcp_types.Tool) -> bool:
         allowed = self._server.tools
-        return (allowed is None or tool.name in allowed) and _is_bounded(tool)
+        allowed_here = allowed is None or tool.name in allowed
+        return allowed_here and wrong_with(tool) is None and _is_bounded(tool)
+
+    def _warn_of_wrong(self, tools: Sequence[mcp_types.Tool]) -> None:
+        """One tool of wrong form costs that tool, and is named."""
+        for tool in tools:
+            if wrong := wrong_with(tool):
+                log.warning(
+                    "a tool of an MCP server is of wrong form and is left out",
+                    server=self.name,
+                    tool=tool.name[:100],
+                    reason=wrong,
+                )
 
     def _take(self, tools: list[Tool], listed: int) -> None:
         self.tools = tools[:TOOLS_MAX]

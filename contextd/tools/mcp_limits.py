@@ -6,8 +6,11 @@ too long costs the call that it answers, where that can be told; else it costs t
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
+import mcp_types
 import msgspec
+from pydantic import ValidationError
 
 from contextd.settings import environment_name
 
@@ -18,6 +21,7 @@ TOOLS_MAX = 1000  # of one server; more are left out
 OBJECTS_MAX = 10_000  # and arrays, of one message
 VALUES_MAX = 200_000
 _PREFIX_BYTES = 512
+_WRONG = "contextd/wrong"  # in the `_meta` of what stands for a tool of wrong form
 
 # What the SDK's client looks at. Others are many, and nobody waits for them.
 LIST_CHANGED = "notifications/tools/list_changed"
@@ -122,11 +126,13 @@ def is_heard(method: str) -> bool:
 def readable(message: bytes) -> bytes:
     """The message as it may be given to the SDK, which stops the loop while it reads one.
 
-    Of a list of tools no more than are taken. Raises `TooManyError`, and `ValueError` or `RecursionError`
-    for what is no message.
+    Of a list of tools no more than are taken; one that the SDK would refuse, and with it the whole list,
+    is replaced by its name and what is wrong (`wrong_with`). Raises `TooManyError`, and `ValueError` or
+    `RecursionError` for what is no message.
     """
     if message.count(b"{") + message.count(b"[") <= PARTS_MAX:
-        return message if message.count(b",") <= VALUES_MAX else _counted(message)
+        message = message if message.count(b",") <= VALUES_MAX else _counted(message)
+        return _with_good_tools(message)
     if message.count(b"{") + message.count(b"[") > 20 * OBJECTS_MAX:
         message = _counted(message)  # before anything is made of so many
     result = msgspec.json.decode(message, type=_Answer).result
@@ -134,12 +140,55 @@ def readable(message: bytes) -> bytes:
         if result.content is not msgspec.UNSET and len(result.content) > PARTS_MAX:
             raise TooManyError(f"an answer of more than {PARTS_MAX} parts")
         if result.tools is not msgspec.UNSET and len(result.tools) > TOOLS_MAX:
-            message = _with_fewer_tools(message, result.tools[: TOOLS_MAX + 1])
-    return _counted(message)
+            # One more than are taken, so that it is told that some are left out.
+            message = _with_tools(message, result.tools[: TOOLS_MAX + 1])
+    return _with_good_tools(_counted(message))
 
 
-def _with_fewer_tools(message: bytes, tools: list[msgspec.Raw]) -> bytes:
-    """One more than are taken, so that it is told that some are left out."""
+def wrong_with(tool: mcp_types.Tool) -> str | None:
+    """What was wrong with a tool that `readable` has replaced; null for one that stands as it came."""
+    return (tool.meta or {}).get(_WRONG)
+
+
+def _with_good_tools(message: bytes) -> bytes:
+    if b'"tools"' not in message:
+        return message
+    result = msgspec.json.decode(message, type=_Answer).result
+    if result is msgspec.UNSET or result.tools is msgspec.UNSET:
+        return message
+    tools = [_good(msgspec.json.decode(tool)) for tool in result.tools]
+    if all(was is None for _, was in tools):
+        return message
+    return _with_tools(message, [msgspec.Raw(msgspec.json.encode(tool)) for tool, _ in tools])
+
+
+def _good(tool: Any) -> tuple[Any, str | None]:
+    """The tool as it is, or what stands for it and what is wrong with it."""
+    wrong = _wrong(tool)
+    if wrong is None:
+        return tool, None
+    named = isinstance(tool, dict) and isinstance(tool.get("name"), str)
+    name = tool["name"] if named else "(without a name)"
+    return {"name": name, "inputSchema": {"type": "object"}, "_meta": {_WRONG: wrong}}, wrong
+
+
+def _wrong(tool: Any) -> str | None:
+    if not isinstance(tool, dict):
+        return "it is no object"
+    for field in ("inputSchema", "outputSchema"):
+        schema = tool.get(field)
+        is_missing = field == "outputSchema" and schema is None
+        if not is_missing and (not isinstance(schema, dict) or schema.get("type") != "object"):
+            return f"its {field} is not of type object"
+    try:
+        mcp_types.Tool.model_validate(tool, by_name=False)
+    except ValidationError as error:
+        place = ".".join(str(part) for part in error.errors()[0]["loc"])
+        return f"its {place[:100]} is of wrong form"
+    return None
+
+
+def _with_tools(message: bytes, tools: list[msgspec.Raw]) -> bytes:
     whole = msgspec.json.decode(message, type=dict[str, msgspec.Raw])
     result = msgspec.json.decode(whole["result"], type=dict[str, msgspec.Raw])
     result["tools"] = msgspec.Raw(msgspec.json.encode(tools))

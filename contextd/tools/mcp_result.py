@@ -4,13 +4,35 @@ from collections.abc import Iterator
 
 import mcp_types
 import msgspec
+from mcp import ClientSession
+
+MISFIT = "[The structured content does not fit the schema that the tool itself declares.]"
+_MISFIT_MARK = "contextd/misfit"  # in the `_meta` of such a result
+
+
+def let_misfits_pass(session: ClientSession) -> None:
+    """Marks a result that misses its tool's own schema, where the SDK would throw it away.
+
+    The tool has run by then, so the model should see what came of it. The SDK has no setting for this;
+    its session calls `validate_tool_result` on itself.
+    """
+    validate = session.validate_tool_result
+
+    async def mark(name: str, result: mcp_types.CallToolResult) -> None:
+        try:
+            await validate(name, result)
+        except RuntimeError:
+            result.meta = {**(result.meta or {}), _MISFIT_MARK: True}
+
+    session.validate_tool_result = mark  # type: ignore[method-assign]
 
 
 def as_text(result: mcp_types.CallToolResult) -> str:
     """Texts as they are, one below the other; what is no text is described in words.
 
     Structured content follows as JSON, unless the texts say it already or it repeats an image, a sound
-    or a file. Empty where there is nothing.
+    or a file. What misses the tool's own schema is followed by a word on that. Empty where there is
+    nothing.
     """
     parts = [_block(block) for block in result.content]
     structured = result.structured_content
@@ -18,6 +40,8 @@ def as_text(result: mcp_types.CallToolResult) -> str:
         json = msgspec.json.encode(structured).decode()
         if not any(data in json for data in _binary(result.content)):
             parts.append(json)
+    if (result.meta or {}).get(_MISFIT_MARK):
+        parts.append(MISFIT)
     return "\n".join(part for part in parts if part)
 
 

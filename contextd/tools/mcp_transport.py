@@ -22,7 +22,6 @@ from contextd.tools.mcp_child import child
 from contextd.tools.mcp_file import McpServer
 from contextd.tools.mcp_limits import (
     SKIPPED_MAX,
-    TOOLS_MAX,
     McpLimits,
     TooManyError,
     is_heard,
@@ -313,8 +312,10 @@ class _Bounded(httpx2.AsyncByteStream):
             data = b"\n".join(
                 line[5:] for line in message.splitlines() if line.startswith(b"data:")
             )
-            if data and readable(data) is not data:
-                raise TooManyError(f"a list of more than {TOOLS_MAX} tools")
+            taken = readable(data) if data else data
+            if taken is not data:
+                others = [line for line in message.splitlines() if not line.startswith(b"data:")]
+                return b"\n".join([*filter(None, others), b"data: " + taken, b"", b""])
         except TooManyError as error:
             raise self._error(str(error)) from None
         except (ValueError, RecursionError):

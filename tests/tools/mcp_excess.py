@@ -18,11 +18,28 @@ NOTIFICATION = {
 }
 
 
+WRONG_TOOLS: list[Any] = [
+    {"name": "string", "inputSchema": {"type": "string"}},
+    {"name": "null", "inputSchema": None},
+    {"name": "missing"},
+    {"name": "untyped", "inputSchema": {}},
+    {"name": "array_out", "inputSchema": {"type": "object"}, "outputSchema": {"type": "array"}},
+    {"name": "number", "description": 7, "inputSchema": {"type": "object"}},
+    {"name": 5, "inputSchema": {"type": "object"}},
+    "no object",
+]
+
+
 def listed(mode: str) -> list[dict[str, Any]]:
     schema: dict[str, Any] = {"type": "object"}
     tools: list[dict[str, Any]] = [{"name": name, "inputSchema": schema} for name in ("t", "pid")]
     if mode.startswith("many_tools"):
         tools += [{"name": f"t{n}", "inputSchema": schema} for n in range(5_000)]
+    if mode.startswith("wrong_tools"):
+        tools = [*WRONG_TOOLS, *tools]
+    if mode.startswith("misfit"):
+        whole = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+        tools[0]["outputSchema"] = whole
     if mode == "long_schema":
         tools += [{"name": "u", "inputSchema": {**schema, "title": "s" * 100_000}}]
     if mode == "long_description":
@@ -63,6 +80,13 @@ def called(mode: str, id_: Any) -> Iterator[str]:
     elif mode.startswith("endless"):
         for _ in range(400):
             yield "x" * 100_000
+    elif mode.startswith("misfit"):
+        misfit = {"nothing": 1} if mode.startswith("misfit_members") else None
+        content = [{"type": "text", "text": "it ran"}]
+        result = {"content": content, **({"structuredContent": misfit} if misfit else {})}
+        yield start + json.dumps(result) + "}\n"
+    elif mode.startswith("surrogate"):
+        yield start + '{"content": [{"type": "text", "text": "\\ud800"}]}}\n'
     elif mode.startswith("deep"):
         yield start + '{"content": [], "structuredContent": {"a": ' + "[" * 50_000
         yield "]" * 50_000 + "}}}\n"

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import uvicorn
-from mcp_excess import application
+from mcp_excess import WRONG_TOOLS, application
 from structlog.testing import capture_logs
 
 from contextd.tools import Tool, ToolError
 from contextd.tools.mcp import McpLimits, McpServer, McpServers
 from contextd.tools.mcp_limits import EndlessLineError, Lines, TooLong, readable
+from contextd.tools.mcp_result import MISFIT
 
 HANG_S = 30
 BYTES_MAX = 1_000_000
@@ -105,13 +106,46 @@ async def test_what_has_no_end_is_broken_off(way: str) -> None:
 
 @pytest.mark.parametrize("way", ["stdio", "json", "events"])
 async def test_a_list_of_very_many_tools_is_cut(way: str) -> None:
-    """1,000 are offered, and the log says that there are more; events must be shorter."""
+    """1,000 are offered, and the log says that there are more."""
     with capture_logs() as logs:
         async with reached("many_tools", way) as servers:
-            assert len(servers.tools) == (0 if way == "events" else 1000)
-            assert servers.missing == (["s"] if way == "events" else [])
-    left_out = any(entry["event"] == "an MCP server's tools are left out" for entry in logs)
-    assert left_out == (way != "events")
+            assert len(servers.tools) == 1000
+            assert servers.missing == []
+    assert any(entry["event"] == "an MCP server's tools are left out" for entry in logs)
+
+
+@pytest.mark.parametrize("way", ["stdio", "json", "events"])
+async def test_a_tool_of_wrong_form_costs_that_tool(way: str) -> None:
+    """The others are there, and the log names each that is not."""
+    with capture_logs() as logs:
+        async with reached("wrong_tools", way) as servers:
+            assert [tool.name for tool in servers.tools] == ["s__t", "s__pid"]
+            assert await named(servers, "t").run({}) == "fine"
+    told = [entry["tool"] for entry in logs if "of wrong form" in entry["event"]]
+    wrong = [tool["name"] if isinstance(tool, dict) else "" for tool in WRONG_TOOLS]
+    assert told == [
+        name if isinstance(name, str) and name else "(without a name)" for name in wrong
+    ]
+
+
+@pytest.mark.parametrize("mode", ["misfit", "misfit_members"])
+async def test_content_that_misses_its_own_schema_is_shown_with_a_word(mode: str) -> None:
+    """The tool has run, so the model should see what came of it."""
+    async with reached(mode, "stdio") as servers:
+        text = await named(servers, "t").run({})
+    assert text.startswith("it ran")
+    assert text.endswith(MISFIT)
+
+
+@pytest.mark.parametrize("way", ["stdio", "json"])
+async def test_half_a_surrogate_pair_is_an_answer_of_wrong_form_at_once(way: str) -> None:
+    """Nobody waits for the call's time to run out, and the session goes on."""
+    async with reached("surrogate", way) as servers:
+        before = await named(servers, "pid").run({})
+        with pytest.raises(ToolError) as caught:
+            await named(servers, "t").run({})
+        assert "did not answer" not in str(caught.value)
+        assert await named(servers, "pid").run({}) == before
 
 
 @pytest.mark.parametrize("mode", ["long_schema", "long_description", "endless_list", "long_list"])

@@ -104,3 +104,13 @@ def test_any_text_is_parsed_or_refused_in_words(text: str) -> None:
     except ArgumentsError:
         return
     assert isinstance(parsed, dict)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1.0", 1), ("-2.00", -2), ("1e3", 1000), ("1.5", 1.5), ("1e300", 1e300)]
+)
+def test_a_whole_number_is_an_integer_however_it_is_written(text: str, value: float) -> None:
+    """JSON Schema takes `1.0` for an integer, and so must the tool that gets it."""
+    parsed = parse(f'{{"n": {text}}}', bytes_max=100)
+    assert parsed == {"n": value}
+    assert type(parsed["n"]) is type(value)
