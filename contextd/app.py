@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ import structlog
 import uuid_utils
 import uvicorn
 from rich.console import Console
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from contextd.core.errors import ContextdError, InternalError, Overloaded
 from contextd.http.application import make_application
-from contextd.listening import announce, check_exposure, listen
+from contextd.http.connection import Connection, Limits, sweep
+from contextd.listening import announce, check_exposure, listen, possible_connections
 from contextd.log import configure_logging
 from contextd.provider import Provider
 from contextd.provider.late import LateProvider
@@ -72,8 +73,8 @@ GC_THRESHOLDS = (50_000, 20, 1000)
 START_TRIES, START_PAUSE_S = 30, 0.5
 CLOSE_S = 5.0  # for each thing that is let go at the end
 LEAVE_S = 0.5  # for what is left after that
-KEEP_ALIVE_S = 75
 CLOCK_FOLLOW_S = 60.0
+CUT_OFF_S = 0.3  # from the last word to a request that takes too long to its connection's end
 
 
 class Contextd:
@@ -381,14 +382,6 @@ def make_service(
     )
 
 
-class _Protocol(HttpToolsProtocol):
-    """uvicorn's protocol, which lets a stream limit its buffers and cut off a reader that is stuck."""
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self.scope["contextd.transport"] = self.transport  # type: ignore[typeddict-unknown-key]
-
-
 class _StartUp:
     """Signals until the server takes them itself: the start is given up, and what it did is undone.
 
@@ -401,10 +394,17 @@ class _StartUp:
         self._task = asyncio.current_task()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._give_up)
+        _end_on_hangup()
 
     def _give_up(self, number: int, frame: Any) -> None:
         if not self.over and self._task is not None:
             self._loop.call_soon_threadsafe(self._task.cancel)
+
+
+def _end_on_hangup() -> None:
+    """SIGHUP is SIGTERM while there is nothing to read again, unless it is ignored, as by `nohup`."""
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
 
 
 class _Server(uvicorn.Server):
@@ -425,9 +425,33 @@ class _Server(uvicorn.Server):
         if sockets and not self.should_exit:
             announce(self._console, self._contextd.settings, sockets[0])
 
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        sweeping = asyncio.create_task(sweep(self.server_state.connections))  # type: ignore[arg-type]
+        try:
+            await super().serve(sockets)
+        finally:
+            sweeping.cancel()
+
     def handle_exit(self, sig: int, frame: Any) -> None:
         super().handle_exit(sig, frame)
         self._loop.call_soon_threadsafe(self._contextd.farewell)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        ending = self._loop.call_later(self._contextd.settings.shutdown_s, self._end_requests)
+        await super().shutdown(sockets)
+        ending.cancel()
+
+    def _end_requests(self) -> None:
+        """What has not come to its end in time gets a 503, or is cut off where its answer had begun."""
+        for connection in list(self.server_state.connections):
+            connection.cut_off()  # type: ignore[union-attr]
+        for task in self.server_state.tasks:
+            task.cancel()
+        self._loop.call_later(CUT_OFF_S, self._abort_all)
+
+    def _abort_all(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
 
 async def serve(settings: Settings, console: Console) -> None:
@@ -437,17 +461,18 @@ async def serve(settings: Settings, console: Console) -> None:
     listening = listen(settings)
     try:
         async with running(settings) as contextd:
+            connections_max = possible_connections(settings.connections_max)
+            limits = Limits.of(settings, connections_max=connections_max)
             config = uvicorn.Config(
                 contextd.gate,
-                http=_Protocol,
+                http=partial(Connection, limits=limits),  # type: ignore[arg-type]
                 ws="none",
                 lifespan="off",
                 log_config=None,
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
-                timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=settings.shutdown_s,  # type: ignore[arg-type]
+                timeout_graceful_shutdown=settings.shutdown_s + 2 * CUT_OFF_S,  # type: ignore[arg-type]
             )
             gc.collect()
             gc.freeze()

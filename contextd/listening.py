@@ -1,6 +1,8 @@
 """Where the server listens: whom it may serve, its socket, and what it says of it."""
 
+import resource
 import socket
+from contextlib import suppress
 
 from rich.console import Console
 
@@ -9,6 +11,7 @@ from contextd.http.gate import LOOPBACK_NAMES
 from contextd.settings import Settings, SettingsError
 
 BACKLOG = 4096
+OTHER_FILES = 256  # that the process may need beside connections: databases, pipes, modules
 
 
 def check_exposure(settings: Settings) -> None:
@@ -39,6 +42,19 @@ def listen(settings: Settings) -> socket.socket:
             f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}"
         ) from None
     return listening
+
+
+def possible_connections(wanted: int) -> int:
+    """How many of `wanted` connections the process can hold, after it was given what it may have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    possible = wanted if soft == resource.RLIM_INFINITY else min(wanted, soft - OTHER_FILES)
+    return max(1, possible)
 
 
 def announce(console: Console, settings: Settings, listening: socket.socket) -> None:

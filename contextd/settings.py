@@ -84,12 +84,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     # Limits of requests and answers (§3.3, §7).
     request_bytes_max: Bytes = 10 * 1024 * 1024
+    json_bytes_max: Bytes = 512 * 1024
     chunk_bytes_max: Bytes = 64 * 1024
     metadata_bytes_max: Bytes = 64 * 1024
     pull_bytes_max: Bytes = 1024 * 1024
     waiting_pulls_max: Count = 10_000
     writer_queue_max: Count = 20_000
     tail_bytes_max: Bytes = 64 * 1024 * 1024
+
+    # Limits of connections (§1).
+    connections_max: Count = 30_000
+    head_bytes_max: Annotated[int, Meta(ge=1024, le=1024 * 1024)] = 32 * 1024
+    head_timeout_s: Seconds = 10.0
+    body_timeout_s: Seconds = 60.0
+    keep_alive_s: Seconds = 75.0
 
     # How it runs.
     shutdown_s: Annotated[float, Meta(ge=0.1, le=60)] = 2.0

@@ -227,6 +227,17 @@ class PayloadTooLarge(ContextdError):
         super().__init__(detail, limit_bytes=limit_bytes)
 
 
+class HeadTooLarge(ContextdError):
+    """The request's line and headers, or what frames its body, are larger than the limit."""
+
+    code = "head_too_large"
+    title = "The head is too large"
+
+    def __init__(self, limit_bytes: int) -> None:
+        detail = f"The limit is {limit_bytes} bytes for the request's line and headers."
+        super().__init__(detail, limit_bytes=limit_bytes)
+
+
 class TooManyChunks(PayloadTooLarge):
     """More chunks came in one batch than the limit."""
 

@@ -5,8 +5,12 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
-ID_PATTERN = "^[A-Za-z0-9_.:-]{1,64}$"
-WHOLE_ID_PATTERN = r"^[A-Za-z0-9_.:-]{1,64}\Z"  # in Python `$` would let a last newline pass
+# Paths with the segments `.` and `..` are changed on their way, so they are no ids.
+ID_PATTERN = r"^(?!\.{1,2}$)[A-Za-z0-9_.:-]{1,64}$"
+WHOLE_ID_PATTERN = (
+    r"^(?!\.{1,2}\Z)[A-Za-z0-9_.:-]{1,64}\Z"  # in Python `$` would let a last newline pass
+)
+ID_WORDS = "1 to 64 of A-Z a-z 0-9 _ . : - (but not . or ..)"
 SEQUENCE_MAX = 2**53 - 1  # beyond this a JavaScript client could not hold the number exactly
 YEAR_1_MS, YEAR_9999_MS = -62_135_596_800_000, 253_402_300_799_999
 LABEL_CHARS_MAX = 512
@@ -19,7 +23,7 @@ Id = Annotated[
     str,
     Meta(
         pattern=WHOLE_ID_PATTERN,
-        description="1 to 64 of A-Z a-z 0-9 _ . : -",
+        description=ID_WORDS,
         extra_json_schema={"pattern": ID_PATTERN},
     ),
 ]

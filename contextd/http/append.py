@@ -16,7 +16,7 @@ from contextd.core.errors import (
     UnsupportedMediaType,
 )
 from contextd.core.producing import AppendAnswer, AppendRequest, ChunkInput
-from contextd.http.body import read_body
+from contextd.http.body import BodyLimits, read_body
 from contextd.http.line_body import LINES_TYPE, LineBodies
 from contextd.http.lines import NUL_ESCAPE
 from contextd.http.problems import decode_body
@@ -39,7 +39,7 @@ class AppendChunks:
 
     def __init__(self, producers: Producers, settings: Settings) -> None:
         self._producers = producers
-        self._request_bytes_max = settings.request_bytes_max
+        self._limits = BodyLimits.of(settings, long_text=True)
         self._chunk_bytes_max = settings.chunk_bytes_max
         self._chunks_max = settings.batch_chunks_max
         self._bodies = LineBodies(producers, settings)
@@ -51,13 +51,13 @@ class AppendChunks:
         check_path(scope["path_params"])
         media_type = _media_type(scope)
         if media_type == LINES_TYPE:
-            answer = await self._bodies.store(**scope["path_params"], receive=receive, send=send)
+            answer = await self._bodies.store(scope, receive, send)
             if answer is not None:
                 await send_answer(send, answer)
             return
         if media_type != JSON_TYPE:
             raise UnsupportedMediaType(f"The body must be {JSON_TYPE} or {LINES_TYPE}.")
-        body = await read_body(scope, receive, self._request_bytes_max)
+        body = await read_body(scope, receive, self._limits)
         if body is not None:  # else the producer has gone
             await send_answer(send, await self._append(scope, body))
 

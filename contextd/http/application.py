@@ -21,6 +21,7 @@ from contextd.http import (
 )
 from contextd.http.append import AppendChunks
 from contextd.http.bare import BareRoutes
+from contextd.http.body import BodyLimits
 from contextd.http.content import PullContent
 from contextd.http.gate import Gate
 from contextd.http.problems import EXCEPTION_HANDLERS
@@ -81,6 +82,8 @@ def make_application(
                 "openapi_document": document,
                 "registry": health.make_registry(service, figures),
                 "request_bytes_max": settings.request_bytes_max,
+                "long_body": BodyLimits.of(settings, long_text=True),
+                "short_body": BodyLimits.of(settings, long_text=False),
             }
         ),
         # Litestar's own logging would write what it was given: requests hold chat text.

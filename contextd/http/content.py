@@ -7,12 +7,13 @@ keeps it to one pass over the headers and no Request object.
 from typing import Any
 
 import msgspec
-from litestar.datastructures.headers import Accept
 from litestar.types import HTTPScope, Receive, Send
 
 from contextd.core.errors import InvalidRequest
 from contextd.core.message import Pull, RangePull
 from contextd.core.values import SEQUENCE_MAX
+from contextd.http.accept import best_type
+from contextd.http.leaving import unless_gone
 from contextd.http.query import check_path, number, parse_query, whole_number
 from contextd.service import Content
 from contextd.service.content import is_final
@@ -52,9 +53,10 @@ class PullContent:
         if found is None:
             check_path(path)
             if wait_s:
-                found = await content.wait(
-                    context_id, message_id, start=start, end=end, wait_s=wait_s
-                )
+                waiting = content.wait(context_id, message_id, start=start, end=end, wait_s=wait_s)
+                found = await unless_gone(receive, waiting)
+                if found is None:
+                    return
             else:
                 found = await content.pull(context_id, message_id, start=start, end=end)
         await _answer(scope, send, content.database_id, start, end, bool(wait_s), found)
@@ -88,9 +90,9 @@ async def _answer(
     accept = if_none_match = None
     for name, value in scope["headers"]:
         if name == b"accept":
-            accept = value
+            accept = value if accept is None else accept + b"," + value
         elif name == b"if-none-match":
-            if_none_match = value
+            if_none_match = value if if_none_match is None else if_none_match + b"," + value
     media_type = _negotiate(accept)
     final = is_final(found.status, found.sequence, found.head)
     reached = end is not None and found.sequence == end <= found.head
@@ -120,7 +122,7 @@ async def _answer(
 def _negotiate(accept: bytes | None) -> str:
     if accept is None or accept in (b"*/*", b"application/json"):
         return JSON_TYPE
-    return Accept(accept.decode("latin-1")).best_match([JSON_TYPE, TEXT_TYPE]) or JSON_TYPE
+    return best_type(accept.decode("latin-1"), (JSON_TYPE, TEXT_TYPE))
 
 
 def _etag(

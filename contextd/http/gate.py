@@ -6,15 +6,27 @@ answers that are cached for ever must keep theirs (§3.3).
 Without auth this is what stands between a web page that somebody visits and the server on their
 machine: a page can make a browser send requests here, but it cannot forge `Host` or `Origin`. It runs
 before everything else, for HTTP and for WebSocket handshakes alike.
+
+For the same reason it refuses what two programs on the way could read differently: headers that come
+twice though there is one value, and paths that name the same thing in more than one way.
 """
 
+import asyncio
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 
+import structlog
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
-from contextd.core.errors import ContextdError, Forbidden, ShuttingDown
+from contextd.core.errors import (
+    ContextdError,
+    Forbidden,
+    InvalidRequest,
+    NotFound,
+    ShuttingDown,
+)
 from contextd.http.problems import send_problem
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
@@ -23,7 +35,25 @@ EXPOSED = (
     b"Contextd-Sequence, Contextd-Head-Sequence, Contextd-Status, Contextd-Final, "
     b"ETag, Retry-After, Location"
 )
+SINGLE = frozenset(
+    (
+        b"host",
+        b"origin",
+        b"content-type",
+        b"content-length",
+        b"authorization",
+        b"last-event-id",
+        b"access-control-request-method",
+        b"contextd-connection-id",
+    )
+)
+ORIGINS_LOGGED_MAX = 100
+ORIGIN_CHARS_LOGGED = 200
 _PORT = re.compile(rb":\d{1,5}$")
+# Empty segments, `.` and `..`, U+0000, and what was not UTF-8.
+_ODD_PATH = re.compile("//|/\\.{1,2}(?:/|\\Z)|[\0\ufffd]")
+
+log = structlog.get_logger(__name__)
 
 
 def origin_pattern(origins: Sequence[str]) -> str:
@@ -42,43 +72,79 @@ class Gate:
         self._hosts = {name.lower().encode() for name in (*LOOPBACK_NAMES, *allowed_hosts)}
         self._any_origin = "*" in cors_origins
         self._origin = re.compile(origin_pattern(cors_origins).encode())
+        self._origins_logged: set[bytes] = set()
         self.closing = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes on what may pass; answers the rest with a problem."""
         refusal = self._refusal(scope)
         if refusal is None:
-            origin = _header(scope, b"origin")
+            await self._pass(scope, receive, send)
+        elif scope["type"] == ScopeType.HTTP:
+            await send_problem(send, refusal)
+        else:
+            await send({"type": "websocket.close", "code": 4403, "reason": refusal.code})
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+        origin = _header(scope, b"origin")
+        try:
             if origin is None or scope["type"] != ScopeType.HTTP:
                 await self._app(scope, receive, send)
             elif _is_preflight(scope):
                 await _allow(send, origin, _header(scope, b"access-control-request-headers"))
             else:
                 await self._app(scope, receive, _sharing(send, origin))
-        elif scope["type"] == ScopeType.HTTP:
-            await send_problem(send, refusal)
-        else:
-            await send({"type": "websocket.close", "code": 4403, "reason": refusal.code})
+        except asyncio.CancelledError:
+            if not self.closing:
+                raise
+            await _say_too_late(send)
 
     def _refusal(self, scope: Scope) -> ContextdError | None:
         if self.closing:
             return ShuttingDown()
-        host = origin = None
+        single: dict[bytes, bytes] = {}
         for name, value in scope["headers"]:
-            if name == b"host":
-                host = value
-            elif name == b"origin":
-                origin = value
-        if not self._any_host and not self._known_host(host):
+            if name in SINGLE:
+                if name in single:
+                    return InvalidRequest.of(name.decode(), "the header came twice")
+                single[name] = value
+        if not self._any_host and not self._known_host(single.get(b"host")):
             return Forbidden("This server does not answer to that host name.")
+        origin = single.get(b"origin")
         if origin is not None and not self._any_origin and not self._origin.fullmatch(origin):
+            self._log_refused(origin)
             return Forbidden("This server does not answer to pages of that origin.")
-        return None
+        return _odd_path(scope)
+
+    def _log_refused(self, origin: bytes) -> None:
+        """Once for each origin: whose page it is may have to be allowed, or to be looked for."""
+        logged = self._origins_logged
+        if origin not in logged and len(logged) < ORIGINS_LOGGED_MAX:
+            logged.add(origin)
+            shown = origin[:ORIGIN_CHARS_LOGGED].decode("latin-1")
+            log.warning("pages of an origin were refused; cors_origins allows it", origin=shown)
+            if len(logged) == ORIGINS_LOGGED_MAX:
+                log.warning("further origins that are refused are not logged")
 
     def _known_host(self, host: bytes | None) -> bool:
         if host is None:
             return False
         return host in self._hosts or _PORT.sub(b"", host).lower() in self._hosts
+
+
+def _odd_path(scope: Scope) -> ContextdError | None:
+    """The 404 for a path that servers on the way may read as another one."""
+    raw, path = scope["raw_path"], scope["path"]
+    hidden_slash = b"%" in raw and b"%2f" in raw.lower()
+    if hidden_slash or (path.endswith("/") and path != "/") or _ODD_PATH.search(path):
+        return NotFound("There is nothing at this path.")
+    return None
+
+
+async def _say_too_late(send: Send) -> None:
+    """The server stops, and the request had not come to an end in its time (§4.2)."""
+    with suppress(RuntimeError):  # half of another answer was sent: the connection breaks off
+        await send_problem(send, ShuttingDown())
 
 
 def _header(scope: Scope, wanted: bytes) -> bytes | None:

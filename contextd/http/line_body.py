@@ -8,11 +8,13 @@ gathered the body is not read on, and TCP slows the producer down to what the da
 import asyncio
 from collections.abc import Awaitable
 from contextlib import suppress
+from typing import cast
 
-from litestar.types import Receive, ReceiveMessage, Send
+from litestar.types import HTTPScope, Receive, ReceiveMessage, Send
 
 from contextd.core.errors import ContextdError, Overloaded, ShuttingDown
 from contextd.core.producing import AppendAnswer, CompleteRequest, Ending
+from contextd.http.connection import Connection
 from contextd.http.lines import Gathered, LineReader
 from contextd.http.problems import send_problem
 from contextd.service import Producers
@@ -34,16 +36,16 @@ class LineBodies:
         self._settings = settings
         self._open = 0
 
-    async def store(
-        self, context_id: str, message_id: str, receive: Receive, send: Send
-    ) -> AppendAnswer | None:
+    async def store(self, scope: HTTPScope, receive: Receive, send: Send) -> AppendAnswer | None:
         """Stores a body's lines; None when it broke off, or was refused, which has been answered."""
         body = LineBody(self._producers, self._settings, receive)
         self._open += 1
         try:
             if self._open > self._settings.line_bodies_max:
                 raise Overloaded("More bodies of lines are open than the server takes on.")
-            await body.store(await self._producers.find(context_id, message_id))
+            live = await self._producers.find(**scope["path_params"])
+            _let_stay_open(scope)
+            await body.store(live)
         except ContextdError as error:
             if body.line:
                 error.facts |= {"line": body.line, "sequence": body.sequence}
@@ -65,6 +67,13 @@ class LineBodies:
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
+def _let_stay_open(scope: HTTPScope) -> None:
+    """Lines may come for as long as the answer is written; `LineBody` bounds the silence."""
+    connection = scope.get("contextd.connection")  # None under another server
+    if connection is not None:
+        cast("Connection", connection).keep_open()
+
+
 class LineBody:
     """One body. After `store` has raised, `line` and `sequence` say where; `line` 0: before any."""
 
@@ -78,6 +87,7 @@ class LineBody:
         self._producers = producers
         self._receive = receive
         self._silence_s = settings.producer_silence_s
+        self._heard_at = asyncio.get_running_loop().time()  # of a chunk, not of half a line
         self._batch_chunks_max = settings.batch_chunks_max
         self._reader = LineReader(chunk_bytes_max=settings.chunk_bytes_max)
         self._head = 0
@@ -158,8 +168,8 @@ class LineBody:
         waiting: set[asyncio.Future[object]] = {self._receiving, self._closing}  # type: ignore[arg-type]
         if self._appending is not None:
             waiting.add(self._appending)  # type: ignore[arg-type]
-        done, _ = await asyncio.wait(
-            waiting, timeout=self._silence_s, return_when=asyncio.FIRST_COMPLETED
+        await asyncio.wait(
+            waiting, timeout=max(0.0, self._left_s()), return_when=asyncio.FIRST_COMPLETED
         )
         if self._appending is not None and (self._appending.done() or self._closing.done()):
             await self._appended(self._appending)
@@ -168,8 +178,12 @@ class LineBody:
         if self._receiving.done():
             self._receiving.result()
             self._receiving = None
-        elif not done:
+        if self._left_s() <= 0 and self._appending is None:
+            self._heard_at = asyncio.get_running_loop().time()
             await self._check()  # its message may be gone: it must not keep its place for ever
+
+    def _left_s(self) -> float:
+        return self._heard_at + self._silence_s - asyncio.get_running_loop().time()
 
     async def _receive_piece(self) -> None:
         message = await self._receive()
@@ -221,6 +235,7 @@ class LineBody:
             appended = await appending
         except ContextdError as error:
             return error
+        self._heard_at = asyncio.get_running_loop().time()
         self._head = appended.head
         self._accepted += len(appended.texts)
         self._duplicates += appended.duplicates

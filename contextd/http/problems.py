@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from typing import Any, TypeVar
 
 import msgspec
@@ -18,6 +19,7 @@ from contextd.core.errors import (
     ContextNotFound,
     FieldError,
     Forbidden,
+    HeadTooLarge,
     IdTaken,
     IllegalTransition,
     InternalError,
@@ -39,6 +41,7 @@ from contextd.core.errors import (
     UnsupportedMediaType,
     WorkflowNotFound,
 )
+from contextd.core.values import ID_WORDS
 
 log = structlog.get_logger(__name__)
 
@@ -67,6 +70,7 @@ STATUSES: Mapping[type[ContextdError], int] = {
     PayloadTooLarge: 413,
     UnsupportedMediaType: 415,
     QueueFull: 429,
+    HeadTooLarge: 431,
     InternalError: 500,
     Overloaded: 503,
     ShuttingDown: 503,
@@ -127,6 +131,15 @@ async def send_problem(
     await send({"type": "http.response.body", "body": body, "more_body": not last})
 
 
+def raw_problem(error: ContextdError, fields: bytes) -> bytes:
+    """A refusal as HTTP/1.1, where no application stands between; `fields`: more header lines."""
+    status, body, headers = problem(error)
+    headers |= {"content-type": PROBLEM_MEDIA_TYPE, "content-length": str(len(body))}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    first = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
+    return (first + lines).encode() + fields + b"\r\n" + body
+
+
 def _on_refusal(_: Request[Any, Any, Any], error: ContextdError) -> Response[bytes]:
     return problem_response(error)
 
@@ -170,7 +183,7 @@ _OTHER_NAMES = {
     "statuses": "status",
 }  # `state` means something else in a Litestar signature
 _PATTERNS = {
-    "64}": "must be 1 to 64 of A-Z a-z 0-9 _ . : -",
+    "64}": f"must be {ID_WORDS}",
     "[^\\": "must not contain U+0000",
 }
 _AT = re.compile(r" - at `\$\.?([^`]*)`$")

@@ -4,14 +4,15 @@ import math
 import re
 from collections.abc import Collection, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import parse_qsl
 
 import msgspec
 from litestar.connection import ASGIConnection, Request
-from litestar.exceptions import InternalServerException
 from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
+from litestar.utils.scope.state import ScopeState
 
+from contextd.core.context import ContextPatch, ContextRequest
 from contextd.core.errors import (
     BranchNotFound,
     ContextdError,
@@ -25,7 +26,10 @@ from contextd.core.errors import (
     UnsupportedMediaType,
     WorkflowNotFound,
 )
-from contextd.core.values import ID_PATTERN, SEQUENCE_MAX
+from contextd.core.message import SendRequest
+from contextd.core.tool_call import DecisionsRequest, ToolResultRequest
+from contextd.core.values import ID_PATTERN, ID_WORDS, SEQUENCE_MAX
+from contextd.http.body import read_body
 from contextd.http.problems import decode_body
 
 _ID = re.compile(ID_PATTERN)
@@ -39,12 +43,15 @@ _MISSING: Mapping[str, type[Any]] = {
     "tool_call_id": ToolCallNotFound,
     "workflow": WorkflowNotFound,
 }
+# Bodies with a text of any length; all others are small.
+LONG_TEXT = (SendRequest, ToolResultRequest, DecisionsRequest, ContextRequest, ContextPatch)
+PARAMETERS_MAX = 256
 JSON_TYPES = frozenset({"application/json", "application/merge-patch+json"})
 _NOT_QUERY = frozenset({"request", "data", "state"})
 _WHOLE_NUMBERS = frozenset({"limit", "from_sequence", "since_revision"})
 _TEXTS = {
     "cursor": ("[0-9.]+", "not a cursor of this list"),
-    "branch": (ID_PATTERN, "must be 1 to 64 of A-Z a-z 0-9 _ . : -"),
+    "branch": (ID_PATTERN, f"must be {ID_WORDS}"),
     "include": ("content", "must be 'content'"),
 }
 _REPEATABLE = frozenset({"state", "status"})
@@ -52,6 +59,8 @@ _REPEATABLE = frozenset({"state", "status"})
 
 def parse_query(raw: bytes, known: Collection[str]) -> dict[str, str]:
     """The parameters by name. Raises `InvalidRequest` naming each that is unknown or repeated."""
+    if raw.count(b"&") >= PARAMETERS_MAX:
+        raise InvalidRequest.of("query", f"must have at most {PARAMETERS_MAX} parameters")
     values: dict[str, str] = {}
     errors = []
     for name, value in parse_qsl(raw.decode("latin-1"), keep_blank_values=True):
@@ -101,7 +110,7 @@ def check_path(path_params: Mapping[str, Any]) -> None:
 def _check_new_id(path_params: Mapping[str, Any]) -> None:
     """The id of something that is to be made is not missing when it is wrong, but wrong."""
     if not _ID.fullmatch(str(path_params["message_id"])):
-        raise InvalidRequest.of("message_id", "must be 1 to 64 of A-Z a-z 0-9 _ . : -")
+        raise InvalidRequest.of("message_id", f"must be {ID_WORDS}")
 
 
 def missing(name: str, value: str) -> ContextdError:
@@ -143,12 +152,17 @@ async def _check_body(request: Request[Any, Any, Any], handler: HTTPRouteHandler
     media_type = (headers.get("content-type") or "").partition(";")[0].strip().lower()
     if media_type not in JSON_TYPES:
         raise UnsupportedMediaType("The body must be application/json.")
-    try:
-        body = await request.body()
-    except InternalServerException:  # Litestar's word for a client that went away in the middle
-        raise InvalidRequest.of("body", "the connection broke off") from None
     field = handler.parsed_data_field
-    decode_body(_decoder(NoFields if field is None else field.annotation).decode, body)
+    annotation = NoFields if field is None else field.annotation
+    long_text = any(kind in LONG_TEXT for kind in (annotation, *get_args(annotation)))
+    state = request.app.state
+    limits = state.long_body if long_text else state.short_body
+    body = await read_body(request.scope, request.receive, limits)
+    if body is None:
+        raise InvalidRequest.of("body", "the connection broke off")
+    # Litestar finds it here, and reads and decodes nothing again.
+    found = ScopeState.from_scope(request.scope)
+    found.body, found.json = body, decode_body(_decoder(annotation).decode, body)
 
 
 class NoFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -14,6 +14,7 @@ import msgspec
 from litestar.types import HTTPScope, Receive, Send
 
 from contextd.core.errors import InvalidRequest
+from contextd.http.leaving import until_gone
 from contextd.http.query import check_path, number, parse_query, whole_number
 from contextd.service import Streams
 from contextd.settings import Settings
@@ -89,7 +90,7 @@ async def _run(
             task.cancel()
 
     reader.on_stuck = cut_off
-    gone = asyncio.create_task(_until_gone(receive, reader))
+    gone = asyncio.create_task(_close_when_gone(receive, reader))
     try:
         await _serve(send, reader, first, blocks)
     except RuntimeError:
@@ -116,9 +117,8 @@ async def _write(send: Send, reader: Reader, block: bytes) -> None:
         reader.sent()
 
 
-async def _until_gone(receive: Receive, reader: Reader) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+async def _close_when_gone(receive: Receive, reader: Reader) -> None:
+    await until_gone(receive)
     reader.close()
 
 

@@ -15,6 +15,7 @@ from contextd.core.turn import (
     Turn,
     TurnPage,
 )
+from contextd.http.accept import best_type
 from contextd.http.documented import Cursor, Limit, refuses, tagged
 from contextd.service import Records, Steps
 
@@ -87,7 +88,8 @@ async def get_machine(
     request: Request[Any, Any, Any],
 ) -> Response[machine.MachineDescription | str]:
     """The state machine, as JSON or (`Accept: text/vnd.mermaid`) as a diagram."""
-    if request.accept.best_match(["application/json", MERMAID]) == MERMAID:
+    accept = ",".join(request.headers.getall("accept", ["*/*"]))
+    if best_type(accept, ("application/json", MERMAID)) == MERMAID:
         return Response(machine.mermaid(), media_type=MERMAID, headers={"vary": "Accept"})
     return Response(machine.describe(), headers={"vary": "Accept"})
 
