@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import httptools
 import msgspec
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from contextd.core.errors import ContextdError, HeadTooLarge, InvalidRequest, Overloaded
 from contextd.http.problems import raw_problem
@@ -67,6 +67,7 @@ class Connection(HttpToolsProtocol):
         self._refusal: ContextdError | None = None  # to be said when all before it is answered
         self._deaf = False  # input is thrown away
         self._unsent_bytes = 0
+        self._active: RequestResponseCycle | None = None  # which is being answered
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Refuses one connection too many."""
@@ -78,6 +79,14 @@ class Connection(HttpToolsProtocol):
                 _closing(Overloaded("More connections are open than the server takes."))
             )
             transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tells the request that is being answered, which need not be the last that came."""
+        self.pipeline.clear()
+        if self._active is not None and not self._active.response_complete:
+            self._active.disconnected = True
+            self._active.message_event.set()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Parses what came, unless something before it is to be answered first."""
@@ -176,8 +185,15 @@ class Connection(HttpToolsProtocol):
 
     def cut_off(self) -> None:
         """The server has no more time: ends the connection, unless its request has no answer yet."""
-        if not self._is_answering() or self.cycle.response_started:
+        active = self._active
+        if active is None or active.response_complete or active.response_started:
+            if active is not None:
+                active.disconnected = True  # at once: its task is about to be cancelled
             self.transport.abort()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._active = cycle
+        super()._start_asgi_task(cycle, app)
 
     def _parse_in_parts(self, data: bytes) -> None:
         for start in range(0, len(data), PART_BYTES):

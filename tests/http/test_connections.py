@@ -142,8 +142,8 @@ def test_a_pull_whose_client_left_gives_its_place_back(bounded: Server) -> None:
     ok(api.http.put(f"/contexts/{context_id}/messages/m", json={"producer": {"id": "p"}}), 201)
     path = f"/contexts/{context_id}/messages/m/content"
     asked = f"GET {path}?wait=30 HTTP/1.1\r\n".encode() + HOST + b"\r\n"
-    for _ in range(3):
-        with connected(bounded.url, asked):
+    for ahead in (b"", b"", LIVE + b"\r\n"):
+        with connected(bounded.url, asked + ahead):
             pass
     until(lambda: api.http.get(path, params={"wait": 0.1}).status_code == 200, "a free place")
     api.close()
@@ -203,8 +203,13 @@ def test_attacks_keep_nobody_waiting_and_the_server_stops(
 ) -> None:
     """Health is answered beside each attack, a stop is clean, and no traceback tells of them."""
     server = make_server(shutdown_s=0.5)
+    api = Api(server.url)
+    message = api.send(api.create(id="large"), "x" * 1_000_000, respond=False)["message_id"]
+    path = f"GET /contexts/large/messages/{message}/content HTTP/1.1\r\n".encode()
+    api.close()
+    attacks = [*ATTACKS.values(), (path + HOST + b"\r\n") * 20]  # the last reads no answer
     with httpx.Client(base_url=server.url) as client:
-        opened = [connected(server.url, attack) for attack in ATTACKS.values() for _ in range(5)]
+        opened = [connected(server.url, attack) for attack in attacks for _ in range(5)]
         for one in opened:
             one.__enter__()
         for _ in range(20):
@@ -213,3 +218,4 @@ def test_attacks_keep_nobody_waiting_and_the_server_stops(
     for one in opened:
         one.__exit__(None, None, None)
     assert "Traceback" not in server.log
+    assert "ASGI" not in server.log
