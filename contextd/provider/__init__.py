@@ -18,23 +18,27 @@ from contextd.core.values import JsonObject
 class HistoryCall(msgspec.Struct, frozen=True, kw_only=True):
     """One tool call of an earlier answer. `arguments` is JSON text as the model wrote it.
 
-    So it may be no JSON at all, and its name may be one that no tool has.
+    So it may be no JSON at all, and its name may be one that no tool has. `attached` is what the
+    provider said of it in `ToolCallFacts`, whichever provider that was.
     """
 
     id: str
     name: str
     arguments: str
+    attached: JsonObject = {}
 
 
 class HistoryMessage(msgspec.Struct, frozen=True, kw_only=True):
     """One earlier message as the model is shown it.
 
     `calls` are an assistant's. A message of role `tool` is the result of the call `call_id`, which
-    went to the tool `call_name`; a result that was an error is one like any other.
+    went to the tool `call_name`; a result that was an error is one like any other. `thinking` is the
+    reasoning of an answer with calls, which some models want back with them.
     """
 
     role: Role
     content: str
+    thinking: str = ""
     calls: list[HistoryCall] = []
     call_id: str | None = None
     call_name: str | None = None
@@ -91,6 +95,22 @@ class ToolCallDelta(msgspec.Struct, frozen=True, kw_only=True):
     content: str
 
 
+class ToolCallFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a call once all of it was said, after its last delta.
+
+    `refusal`: why it must not run, in words for the model, where it cannot be told what was meant.
+    `attached`: what the provider wants back with the call, which nobody else reads.
+    """
+
+    id: str
+    refusal: str | None = None
+    attached: JsonObject = {}
+
+
+class SignOfLife(msgspec.Struct, frozen=True):
+    """The model's server shows that it is at work, and says nothing yet."""
+
+
 class UsageReport(msgspec.Struct, frozen=True):
     """Tokens counted by the model's server for this request."""
 
@@ -100,13 +120,18 @@ class UsageReport(msgspec.Struct, frozen=True):
 class Finished(msgspec.Struct, frozen=True):
     """The model's own word for why it stopped: `stop`, `length`, … Ends the stream.
 
-    It is `tool_calls` where the model called tools and wants the results.
+    It is `tool_calls` where the model called tools and wants the results. `whole` is false where the
+    model was stopped before it was through: by a limit, a filter, or for a reason that is not known.
+    The calls of such an answer must not run.
     """
 
     reason: str
+    whole: bool = True
 
 
-Event: TypeAlias = TextDelta | ThinkingDelta | ToolCallDelta | UsageReport | Finished
+Event: TypeAlias = (
+    TextDelta | ThinkingDelta | ToolCallDelta | ToolCallFacts | SignOfLife | UsageReport | Finished
+)
 
 
 class ProviderError(Exception):
@@ -125,6 +150,14 @@ class TransientError(ProviderError):
 
 class FatalError(ProviderError):
     """Another try would end the same way: bad request, bad key, a refused model."""
+
+
+class InputTooLongError(FatalError):
+    """The request is larger than the model takes: `tokens_max`, null where the server did not say it."""
+
+    def __init__(self, type_: str, message: str, *, tokens_max: int | None = None) -> None:
+        super().__init__(type_, message)
+        self.tokens_max = tokens_max
 
 
 class Provider(Protocol):

@@ -1,100 +1,225 @@
-"""How the chunks of a Chat Completions stream become one answer. No I/O: see `contextd.provider.openai`.
+"""How the chunks of a Chat Completions stream become one answer. No I/O: see `contextd.provider.openai`."""
 
-Read are the fields that this file names; of all others nothing is required.
-"""
-
-from collections.abc import Callable, Iterator
-from typing import Any
-
-import msgspec
+import json
+from collections.abc import Iterator
+from typing import Any, cast
 
 from contextd.core.message import Usage
-from contextd.core.text import TextPieces, storable
+from contextd.core.text import TextPieces, in_strings, storable
+from contextd.core.values import JsonObject
 from contextd.provider import (
     Event,
+    FatalError,
     Finished,
     TextDelta,
     ThinkingDelta,
+    ToolCallFacts,
     TransientError,
     UsageReport,
 )
-from contextd.provider.chat_calls import CallPart, ToolCalls
+from contextd.provider.chat_calls import AnyNames, Names, ToolCalls
+from contextd.provider.chat_chunk import Piece, read_chunk
+from contextd.provider.chat_errors import Refusal, RefusedError, error_in
+from contextd.provider.think_tags import ThinkTags
 
 FINISH_REASON_CHARS_MAX = 64
+KEPT_CHARS_MAX = 256 * 1024  # of what is to be given back with one answer
 
 INCOMPLETE = "The connection to the model's server broke before the answer was complete."
+
+_WHOLE = ("stop", "tool_calls")
+# Other words for the API's own. What stands in neither list stays as it is, and is no whole answer.
+_REASONS = {
+    "eos": "stop",
+    "eos_token": "stop",
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "complete": "stop",
+    "completed": "stop",
+    "function_call": "tool_calls",
+    "tool_use": "tool_calls",
+    "tool_call": "tool_calls",
+    "max_tokens": "length",
+    "max_output_tokens": "length",
+    "model_length": "length",
+    "model_context_window_exceeded": "length",
+    "safety": "content_filter",
+    "recitation": "content_filter",
+    "sensitive": "content_filter",
+    "blocklist": "content_filter",
+    "prohibited_content": "content_filter",
+    "spii": "content_filter",
+    "refusal": "content_filter",
+    "network_error": "error",
+    "malformed_function_call": "error",
+    "insufficient_system_resource": "error",
+    "abort": "error",
+    "aborted": "error",
+    "cancelled": "error",
+    "timeout": "error",
+}
 
 
 class Answer:
     """One answer as it comes together from its chunks.
 
-    `tool_name` says which tool is meant by the name of a function that the model calls.
+    `names` are those of the functions on offer. `think_tags`: reasoning between tags in the text is
+    thinking. `finish_reason` is the server's word for the end, null until it was said.
     """
 
-    def __init__(self, tool_name: Callable[[str], str] = str) -> None:
+    def __init__(self, names: Names | None = None, *, think_tags: bool = True) -> None:
         self.finish_reason: str | None = None
         self._text = TextPieces()
         self._thinking = TextPieces()
-        self._calls = ToolCalls(tool_name)
+        self._tags = ThinkTags() if think_tags else None
+        self._calls = ToolCalls(names or AnyNames())
+        self._kept = _Kept()
         self._usage: Usage | None = None
+        self._blank = ""  # white space that no text has followed yet
+        self._in_text = False
+        self._is_answer = False
+        self._is_foreign = False
 
     def read(self, payload: object) -> Iterator[Event]:
-        """The events that are complete with this chunk. Raises `ValueError` where it is not one."""
-        chunk = msgspec.convert(payload, _Chunk)
-        self._usage = Usage.read(chunk.usage) or self._usage
-        for choice in chunk.choices or ():
-            if choice.index:
-                continue  # one answer was asked for
-            yield from self._read_delta(choice.delta or _Delta())
-            self.finish_reason = choice.finish_reason or self.finish_reason
+        """The events that are complete with this value.
+
+        Raises `RefusedError` where it is an error, `ValueError` where it is no chunk, `FatalError` where
+        the calls are too large.
+        """
+        if (error := error_in(payload)) is not None:
+            raise RefusedError(Refusal(status=None, body=error))
+        piece = read_chunk(payload)
+        self._is_answer = self._is_answer or piece.is_chunk
+        self._is_foreign = self._is_foreign or (bool(payload) and not piece.is_chunk)
+        self._usage = piece.usage or self._usage
+        self._kept.add(piece)
+        for is_thinking, content in piece.said:
+            yield from self._think(content) if is_thinking else self._say(content)
+        for part in piece.calls:
+            for delta in self._calls.add(part):
+                self._in_text = False
+                yield delta
+        if piece.error is not None or _plain(piece.finish_reason) == "error":
+            raise RefusedError(Refusal(status=None, body={"error": piece.error}))
+        self.finish_reason = piece.finish_reason or self.finish_reason
 
     def end(self, *, done: bool) -> Iterator[Event]:
         """The last events. Raises `TransientError` where the answer was cut off, `FatalError` where a
-        tool was called without a name.
+        tool was called without a name, or nothing that came was a chunk of an answer.
         """
+        if self._is_foreign and not self._is_answer:
+            message = "The model's server sent what is no chunk of an answer."
+            raise FatalError("invalid_stream", message)
         if self.finish_reason is None and not done:
             raise TransientError("incomplete_stream", INCOMPLETE)
-        if thinking := self._thinking.rest():
-            yield ThinkingDelta(thinking)
-        if text := self._text.rest():
-            yield TextDelta(text)
-        yield from self._calls.end()
+        yield from self._think(self._thinking.rest(), is_rest=True)
+        yield from self._say_rest()
+        reason = self._reason()
+        whole = reason in _WHOLE
+        yield from self._end_calls(whole=whole)
         if self._usage is not None:
             yield UsageReport(self._usage)
-        yield Finished(self._reason())
+        yield Finished(reason, whole)
 
-    def _read_delta(self, delta: "_Delta") -> Iterator[Event]:
-        reasoning = delta.reasoning_content or delta.reasoning
-        if isinstance(reasoning, str) and (thinking := self._thinking.add(reasoning)):
+    def _end_calls(self, *, whole: bool) -> Iterator[Event]:
+        """What the answer as a whole has attached goes with its first call."""
+        kept = self._kept.facts()
+        for event in self._calls.end(whole=whole, has_reason=self.finish_reason is not None):
+            if not isinstance(event, ToolCallFacts):
+                yield event
+                continue
+            attached = {"call": event.attached} if event.attached else {}
+            attached |= {"answer": kept} if kept else {}
+            kept = {}
+            if attached or event.refusal:
+                yield ToolCallFacts(id=event.id, refusal=event.refusal, attached=_bounded(attached))
+
+    def _think(self, content: str, *, is_rest: bool = False) -> Iterator[Event]:
+        if thinking := content if is_rest else self._thinking.add(content):
+            self._in_text = False
             yield ThinkingDelta(thinking)
-        for content in (delta.content, delta.refusal):
-            if content and (text := self._text.add(content)):
-                yield TextDelta(text)
-        for part in delta.tool_calls or ():
-            yield from self._calls.add(part)
+
+    def _say(self, content: str) -> Iterator[Event]:
+        yield from self._tell(self._text.add(content))
+
+    def _say_rest(self) -> Iterator[Event]:
+        yield from self._tell(self._text.rest())
+        for kind, content in self._tags.rest() if self._tags else ():
+            yield from self._tell_part(kind, content)
+
+    def _tell(self, text: str) -> Iterator[Event]:
+        if not text:
+            return
+        for kind, content in self._tags.add(text) if self._tags else [("text", text)]:
+            yield from self._tell_part(kind, content)
+
+    def _tell_part(self, kind: str, content: str) -> Iterator[Event]:
+        if kind == "thinking":
+            self._in_text = False
+            yield ThinkingDelta(content)
+            return
+        content = self._blank + content
+        if not self._in_text and content.isspace():
+            self._blank = content
+            return
+        self._blank, self._in_text = "", True
+        yield TextDelta(content)
 
     def _reason(self) -> str:
         """Some servers say `stop` also after tool calls, which is what they stopped for."""
-        reason = storable(self.finish_reason or "stop")[:FINISH_REASON_CHARS_MAX]
+        reason = _plain(self.finish_reason) or "stop"
         return "tool_calls" if reason == "stop" and self._calls else reason
 
 
-class _Delta(msgspec.Struct):
-    content: str | None = None
-    refusal: str | None = None
-    tool_calls: list[CallPart] | None = None
-    # Not in the API proper: one or the other, or both with the same text, comes from servers whose
-    # models reason. What is not text under these names is not meant for us.
-    reasoning_content: Any = None
-    reasoning: Any = None
+def _plain(reason: str | None) -> str | None:
+    """The API's own word for a reason; as it is where there is none."""
+    if reason is None:
+        return None
+    word = reason.strip().lower().replace("-", "_").replace(" ", "_")
+    known = word in ("stop", "length", "tool_calls", "content_filter", "error")
+    return _REASONS.get(word) or (word if known else storable(reason)[:FINISH_REASON_CHARS_MAX])
 
 
-class _Choice(msgspec.Struct):
-    index: int | None = None
-    delta: _Delta | None = None
-    finish_reason: str | None = None
+def _bounded(attached: JsonObject) -> JsonObject:
+    """As it can be stored, and nothing where it is too large: the server will say that it misses it."""
+    too_large = len(json.dumps(attached)) > KEPT_CHARS_MAX
+    return {} if too_large else cast("JsonObject", in_strings(attached, storable))
 
 
-class _Chunk(msgspec.Struct):
-    choices: list[_Choice] | None = None
-    usage: Any = None
+class _Kept:
+    """What the server wants back with an answer that calls tools: pieces are joined as they came."""
+
+    def __init__(self) -> None:
+        self._fields: JsonObject = {}
+        self._reasoning_field: str | None = None
+
+    def add(self, piece: Piece) -> None:
+        self._reasoning_field = piece.reasoning_field or self._reasoning_field
+        for name, value in piece.kept.items():
+            if isinstance(value, list):
+                _join(self._fields.setdefault(name, []), value)
+            elif isinstance(value, dict):
+                self._fields[name] = {**self._fields.get(name, {}), **value}
+
+    def facts(self) -> JsonObject:
+        facts = dict(self._fields)
+        if self._reasoning_field is not None:
+            facts["reasoning_field"] = self._reasoning_field
+        return facts
+
+
+def _join(joined: list[Any], items: list[Any]) -> None:
+    for item in items:
+        last = joined[-1] if joined else None
+        if isinstance(item, dict) and isinstance(last, dict) and _is_more_of(last, item):
+            for name, value in item.items():
+                both = isinstance(value, str) and isinstance(last.get(name), str)
+                grows = both and name in ("text", "summary", "thinking", "data", "signature")
+                last[name] = last[name] + value if grows else (last.get(name) or value)
+        else:
+            joined.append(dict(item) if isinstance(item, dict) else item)
+
+
+def _is_more_of(last: JsonObject, item: JsonObject) -> bool:
+    same = all(last.get(name) == item.get(name) for name in ("type", "index"))
+    return same and (not item.get("id") or last.get("id") in (None, item["id"]))

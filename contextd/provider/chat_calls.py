@@ -1,52 +1,68 @@
-"""How tool calls come together from the pieces of a Chat Completions stream.
+"""How tool calls come together from the pieces of a Chat Completions stream. No I/O.
 
 By the API each piece names its call by `index`, and the first has the call's id and name. Servers
-differ: they count no index or the same for all calls, give no ids, or a new one with each piece, and
-repeat the name. What they have in common is that a call begins with a name. So a piece without one
-goes on with a call that has begun, and a piece with one goes on with its call only if it can: neither
-index, id nor name is another's, and the arguments so far are not a whole object already.
+differ: they count no index or the same for all calls, give no ids, or a new one with each piece, cut the
+name, repeat it, or repeat the whole call. What they have in common is that a call begins with a name. So
+a piece without one goes on with a call that has begun, and a piece with one goes on with its call only if
+it can: neither index, id nor name is another's, and the arguments so far are not a whole object already.
+
+A call that may be another one said again is held back until the end; then it is left out if it says the
+same. Where it cannot be told what was meant, the call is not run, and the model is told why.
 """
 
-import json
 import re
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Protocol
 
-import msgspec
-
-from contextd.core.text import TextPieces, storable
-from contextd.core.values import LABEL_CHARS_MAX, WHOLE_ID_PATTERN
-from contextd.provider import FatalError, ToolCallDelta
+from contextd.core.text import storable
+from contextd.core.values import LABEL_CHARS_MAX, WHOLE_ID_PATTERN, JsonObject
+from contextd.provider import FatalError, ToolCallDelta, ToolCallFacts
+from contextd.provider.chat_arguments import Arguments
+from contextd.provider.chat_chunk import CallPart
 
 CALLS_MAX = 128
 CALLS_CHARS_MAX = 1024 * 1024  # of the arguments of all calls of one answer
 
 NO_ARGUMENTS = "{}"
-
-_JSON_SPACE = " \t\r\n"
-
-
-class FunctionPart(msgspec.Struct):
-    """What a piece says of the function. Arguments are text; some servers send the object itself."""
-
-    name: str | None = None
-    arguments: str | dict[str, Any] | None = None
+MIXED_UP = "the pieces of this answer's calls do not say which call the arguments belong to"
+NO_END = "the answer ended without a word on why, before this call had arguments"
 
 
-class CallPart(msgspec.Struct):
-    """A piece of a call, as it comes."""
+class Names(Protocol):
+    """What the functions on offer are called."""
 
-    index: int | None = None
-    id: str | None = None
-    function: FunctionPart | None = None
+    def tool(self, function: str) -> str:
+        """The tool that is meant by a function's name."""
+        ...
+
+    def offered(self, function: str) -> bool:
+        """Whether it is on offer."""
+        ...
+
+    def begins(self, piece: str) -> bool:
+        """Whether the name of one on offer begins like this."""
+        ...
+
+
+class AnyNames:
+    """Nothing is known of what is on offer."""
+
+    def tool(self, function: str) -> str:
+        return function
+
+    def offered(self, function: str) -> bool:
+        return False
+
+    def begins(self, piece: str) -> bool:
+        return False
 
 
 class ToolCalls:
-    """The calls of one answer. `tool_name` says which tool is meant by a function's name."""
+    """The calls of one answer. `names` are those of the functions on offer."""
 
-    def __init__(self, tool_name: Callable[[str], str]) -> None:
-        self._tool_name = tool_name
+    def __init__(self, names: Names) -> None:
+        self._names = names
         self._calls: list[_Call] = []
         self._ids: set[str] = set()
         self._chars = 0
@@ -56,32 +72,84 @@ class ToolCalls:
 
     def add(self, part: CallPart) -> Iterator[ToolCallDelta]:
         """What can be said with this piece. Raises `FatalError` where the calls grow too large."""
-        function = part.function or FunctionPart()
-        name, arguments = function.name or "", _text(function.arguments)
-        self._chars += len(arguments)
+        name = part.name.strip()
+        self._chars += len(part.arguments)
         if self._chars > CALLS_CHARS_MAX:
             raise FatalError("invalid_tool_call", "The arguments of the tool calls are too large.")
-        call = self._call_of(part, name, arguments) or self._begin(part.index)
-        call.given_id = call.given_id or part.id or ""
-        call.function = call.function or name
-        if content := call.add(arguments):
-            yield self._delta(call, content)
+        call = self._call_of(part, name) or self._begin(part, name)
+        call.given_id = call.given_id or part.id
+        call.function = self._joined_name(call, name) or call.function or name
+        call.attached |= part.attached
+        call.arguments.add(part.arguments)
+        if call.repeats is None and self._is_settled(call.function):
+            yield from self._delta(call, call.arguments.take())
 
-    def end(self) -> Iterator[ToolCallDelta]:
-        """What is left to be said. Raises `FatalError` where a call has no name."""
+    def end(self, *, whole: bool, has_reason: bool) -> Iterator[ToolCallDelta | ToolCallFacts]:
+        """What is left to be said, and the facts of each call. Raises `FatalError` where one has no name.
+
+        `whole`: the model was through; else a call without a name is one that was cut off. `has_reason`:
+        the server said why the answer ended.
+        """
         for number, call in enumerate(self._calls, 1):
-            if not call.function:
+            if not call.function and whole:
                 message = f"The model's tool call {number} is wrong: it has no name."
                 raise FatalError("invalid_tool_call", message)
-            if content := call.rest():
-                yield self._delta(call, content)
+            call.arguments.finish()
+        for call in self._meant():
+            refusal = self._refusal(call, has_reason=has_reason)
+            yield from self._delta(call, call.arguments.rest() or ("" if call.id else NO_ARGUMENTS))
+            yield ToolCallFacts(id=call.id, refusal=refusal, attached=call.attached)
 
-    def _call_of(self, part: CallPart, name: str, arguments: str) -> "_Call | None":
+    def _meant(self) -> list["_Call"]:
+        """The calls without those that say another one again."""
+        left_out: set[int] = set()
+        for call in self._calls:
+            first = call.repeats
+            if first is None:
+                continue
+            unsaid = not call.arguments.begun or call.arguments.empty
+            if call.arguments.same_as(first.arguments) or (unsaid and call.has_id_of(first)):
+                left_out.add(id(call))
+            elif call.has_id_of(first) and not first.id and not first.arguments.begun:
+                left_out.add(id(first))
+        return [call for call in self._calls if call.function and id(call) not in left_out]
+
+    def _refusal(self, call: "_Call", *, has_reason: bool) -> str | None:
+        if call.arguments.begun:
+            return None
+        if call.doubtful:
+            return MIXED_UP
+        return None if has_reason else NO_END
+
+    def _call_of(self, part: CallPart, name: str) -> "_Call | None":
         """The call that goes on with `part`, null where it begins one."""
         if not name:
             return self._continued(part)
         call = self._last(lambda call: call.may_have(part.index, part.id))
-        return None if call is None or call.is_over(name, arguments) else call
+        if call is None or not call.function:
+            return call
+        if name != call.function:
+            return call if self._joined_name(call, name) else None
+        if not call.arguments.whole or not part.arguments.strip():
+            return call
+        # An empty object that is said again with members was a placeholder for them.
+        is_placeholder = call.arguments.empty and bool(part.id) and part.id == call.given_id
+        return call if is_placeholder else None
+
+    def _joined_name(self, call: "_Call", name: str) -> str | None:
+        """The name of a call whose name comes in pieces; null where this piece is none of it."""
+        if not name or call.arguments.begun or self._names.offered(call.function):
+            return None
+        if self._names.offered(name) and not name.startswith(call.function):
+            return None
+        joined = name if name.startswith(call.function) else call.function + name
+        return joined if call.function and self._names.begins(joined) else None
+
+    def _is_settled(self, function: str) -> bool:
+        """Whether the name is whole, as far as can be known."""
+        return bool(function) and (
+            self._names.offered(function) or not self._names.begins(function)
+        )
 
     def _continued(self, part: CallPart) -> "_Call | None":
         """Of calls with the same id or index the last one. Some servers count the index up with each
@@ -94,28 +162,48 @@ class ToolCalls:
         def has_index(call: _Call) -> bool:
             return part.index is not None and call.index == part.index
 
-        return (
+        named = (
             self._last(lambda call: has_id(call) and has_index(call))
             or self._last(has_id)
             or self._last(has_index)
-            or (None if part.id else self._last(lambda _: True))
         )
+        if named is not None or part.id:
+            return named
+        newest = self._last(lambda _: True)
+        for call in self._calls:
+            call.doubtful = call.doubtful or (
+                call is not newest and not call.arguments.whole and bool(part.arguments)
+            )
+        return newest
 
     def _last(self, fits: Callable[["_Call"], bool]) -> "_Call | None":
         return next((call for call in reversed(self._calls) if fits(call)), None)
 
-    def _begin(self, index: int | None) -> "_Call":
+    def _begin(self, part: CallPart, name: str) -> "_Call":
         if len(self._calls) == CALLS_MAX:
             raise FatalError("invalid_tool_call", f"More than {CALLS_MAX} tool calls at once.")
-        self._calls.append(_Call(index))
+        repeats = self._last(
+            lambda call: (
+                bool(name)
+                and call.repeats is None
+                and call.function == name
+                and (
+                    call.may_have(part.index, part.id)
+                    or (bool(part.id) and call.given_id == part.id)
+                )
+            )
+        )
+        self._calls.append(_Call(part.index, repeats))
         return self._calls[-1]
 
-    def _delta(self, call: "_Call", content: str) -> ToolCallDelta:
+    def _delta(self, call: "_Call", content: str) -> Iterator[ToolCallDelta]:
+        if not content:
+            return
         if not call.id:
             call.id = self._new_id(call.given_id)
             # No tool has a name that long: what is cut off changes nothing.
-            call.name = storable(self._tool_name(call.function))[:LABEL_CHARS_MAX]
-        return ToolCallDelta(id=call.id, name=call.name, content=content)
+            call.name = storable(self._names.tool(call.function))[:LABEL_CHARS_MAX]
+        yield ToolCallDelta(id=call.id, name=call.name, content=content)
 
     def _new_id(self, given_id: str) -> str:
         """The model's own where it is an id and is not taken, else one that is made up."""
@@ -126,76 +214,26 @@ class ToolCalls:
 
 
 class _Call:
-    """One call. `id` and `name` are settled with its first delta, and empty until then."""
+    """One call. `id` and `name` are settled with its first delta, and empty until then.
 
-    def __init__(self, index: int | None) -> None:
+    `repeats`: the call that this one may be, said again. `doubtful`: arguments came that may be its own.
+    """
+
+    def __init__(self, index: int | None, repeats: "_Call | None") -> None:
         self.index = index
+        self.repeats = repeats
         self.given_id = ""
         self.function = ""
         self.id = ""
         self.name = ""
-        self._text = TextPieces()
-        self._unsaid: list[str] = []
-        self._object = _ObjectEnd()
+        self.arguments = Arguments()
+        self.attached: JsonObject = {}
+        self.doubtful = False
 
-    def may_have(self, index: int | None, id_: str | None) -> bool:
+    def may_have(self, index: int | None, id_: str) -> bool:
         """Whether neither is another call's."""
         same_index = index is None or self.index is None or index == self.index
         return same_index and (not id_ or not self.given_id or id_ == self.given_id)
 
-    def is_over(self, name: str, arguments: str) -> bool:
-        """Whether a piece with a name and these arguments cannot be one of this call."""
-        if not self.function:
-            return False
-        return name != self.function or (self._object.reached and not _is_blank(arguments))
-
-    def add(self, arguments: str) -> str:
-        """What can be said now: nothing before the name is known, no white space before the rest."""
-        self._object.read(arguments)
-        self._unsaid.append(self._text.add(arguments))
-        return self._say() if self.function else ""
-
-    def rest(self) -> str:
-        """What is left at the end."""
-        self._unsaid.append(self._text.rest())
-        return self._say() or ("" if self.id else NO_ARGUMENTS)
-
-    def _say(self) -> str:
-        content = "".join(self._unsaid)
-        self._unsaid.clear()
-        return content if self.id else content.lstrip(_JSON_SPACE)
-
-
-class _ObjectEnd:
-    """Whether JSON text that comes in pieces has come to the end of its object."""
-
-    def __init__(self) -> None:
-        self.reached = False
-        self._depth = 0
-        self._quoted = False
-        self._escaped = False
-
-    def read(self, piece: str) -> None:
-        for character in piece:
-            if self._escaped:
-                self._escaped = False
-            elif self._quoted:
-                self._escaped = character == "\\"
-                self._quoted = character != '"'
-            elif character == '"':
-                self._quoted = True
-            elif character in "{[":
-                self._depth += 1
-            elif character in "}]":
-                self._depth -= 1
-                self.reached = self._depth == 0
-
-
-def _text(arguments: str | dict[str, Any] | None) -> str:
-    if isinstance(arguments, dict):
-        return json.dumps(arguments, ensure_ascii=False, separators=(",", ":"))
-    return arguments or ""
-
-
-def _is_blank(arguments: str) -> bool:
-    return not arguments.strip(_JSON_SPACE)
+    def has_id_of(self, other: "_Call") -> bool:
+        return bool(self.given_id) and self.given_id == other.given_id

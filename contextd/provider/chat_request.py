@@ -14,22 +14,30 @@ would be refused with every request to come. So whatever it holds, the messages 
   them and refuse what they cannot read.
 - An id of a call that is used twice or too long for the API is replaced, the same way each time.
 - Messages of one role in a row are joined by a blank line, and there are none without content.
+- There is one system message, the first; what was stored in that role later is joined to it. Chat
+  templates refuse one anywhere else.
+- A user speaks first: where an answer would, `OPENING` stands before it.
+- Where calls are shown and no tool is on offer, the tools that were called are declared all the same,
+  with `tool_choice` `none`: several servers refuse calls without `tools`.
+- What the server attached to a call, and the reasoning of an answer with calls, go back as they came, to
+  the model that they came from.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from contextd.core.message import Role
 from contextd.core.values import JsonObject
-from contextd.provider import HistoryCall, HistoryMessage, ModelRequest, ToolOffer
+from contextd.provider import HistoryCall, ModelRequest, ToolOffer
 from contextd.provider.storable import load_json
 
 CALL_ID_CHARS_MAX = 40
 FUNCTION_NAME_CHARS_MAX = 64
 NO_RESULT = "There is no result: the call was not completed."
 INVALID_ARGUMENTS = "invalid_arguments"
+OPENING = "(The conversation begins with an answer.)"
 
 _FUNCTION_NAME = re.compile(rf"[a-zA-Z0-9_-]{{1,{FUNCTION_NAME_CHARS_MAX}}}\Z")
 _NOT_IN_FUNCTION_NAME = re.compile(r"[^a-zA-Z0-9_-]")
@@ -46,6 +54,7 @@ class FunctionNames:
     def __init__(self, request: ModelRequest) -> None:
         tools = [tool.name for tool in request.tools]
         tools += [call.name for message in request.history for call in message.calls]
+        self._offers = {tool.name for tool in request.tools}
         self._tools = {name: name for name in tools if _FUNCTION_NAME.match(name)}
         self._functions: dict[str, str] = {name: name for name in self._tools}
         for name in tools:
@@ -61,6 +70,14 @@ class FunctionNames:
         """The tool that a model means by `function`: what it made up stays as it is."""
         return self._tools.get(function, function)
 
+    def offered(self, function: str) -> bool:
+        """Whether a function's name is that of a tool on offer."""
+        return self.tool(function) in self._offers
+
+    def begins(self, piece: str) -> bool:
+        """Whether the name of a function on offer begins like this."""
+        return any(self._functions[tool].startswith(piece) for tool in self._offers)
+
     def _free_name(self, tool: str) -> str:
         stem = _NOT_IN_FUNCTION_NAME.sub("_", tool)
         stem = stem[: FUNCTION_NAME_CHARS_MAX - _DIGEST_CHARS - 1]
@@ -71,29 +88,44 @@ class FunctionNames:
                 return name
 
 
-def functions(tools: Sequence[ToolOffer], names: FunctionNames) -> list[JsonObject]:
-    """The tools on offer as Chat Completions functions."""
-    return [
-        {
-            "type": "function",
-            "function": {
-                "name": names.function(tool.name),
-                "description": tool.description,
-                # Arguments are an object always; some servers refuse a schema that does not say so.
-                "parameters": {"type": "object", "properties": {}} | tool.parameters,
-            },
-        }
-        for tool in tools
+def tools(request: ModelRequest, names: FunctionNames) -> JsonObject:
+    """The members of a request that say what may be called."""
+    if request.tools:
+        return {"tools": [_function(tool, names) for tool in request.tools]}
+    called = {call.name: None for message in request.history for call in message.calls}
+    if not called:
+        return {}
+    gone = [
+        ToolOffer(name=name, description="Not available now.", parameters={}) for name in called
     ]
+    return {"tools": [_function(tool, names) for tool in gone], "tool_choice": "none"}
 
 
-def messages(request: ModelRequest, names: FunctionNames) -> list[JsonObject]:
+def _function(tool: ToolOffer, names: FunctionNames) -> JsonObject:
+    return {
+        "type": "function",
+        "function": {
+            "name": names.function(tool.name),
+            "description": tool.description,
+            # Arguments are an object always; some servers refuse a schema that does not say so.
+            "parameters": {"type": "object", "properties": {}} | tool.parameters,
+        },
+    }
+
+
+def messages(request: ModelRequest, names: FunctionNames, model: str = "") -> list[JsonObject]:
     """`request` as Chat Completions messages, as said at the top of this module.
 
-    `names` are those of the same request.
+    `names` are those of the same request, `model` is the one that is asked.
     """
     ids = _CallIds()
-    return [message for said in _said(request) for message in _messages(said, names, ids)]
+    said = _said(request)
+    first = next((one.role for one in said if one.role is not Role.SYSTEM), None)
+    if first is Role.ASSISTANT:
+        opening = _Said(Role.USER)
+        opening.texts.append(OPENING)
+        said.insert(1 if said[0].role is Role.SYSTEM else 0, opening)
+    return [message for one in said for message in _messages(one, names, ids, model)]
 
 
 class _Asked:
@@ -110,6 +142,7 @@ class _Said:
     def __init__(self, role: Role) -> None:
         self.role = role
         self.texts: list[str] = []
+        self.thinking: list[str] = []
         self.asked: list[_Asked] = []
 
     @property
@@ -119,38 +152,70 @@ class _Said:
 
 def _said(request: ModelRequest) -> list[_Said]:
     said: list[_Said] = []
+    system = _Said(Role.SYSTEM)
+    system.texts += [request.system_prompt] if request.system_prompt else []
     unanswered: dict[str, _Asked] = {}  # by id; of one id that is used twice the newest
-    prompt = HistoryMessage(role=Role.SYSTEM, content=request.system_prompt or "")
-    for message in (prompt, *request.history):
+    for message in request.history:
         if message.role is Role.TOOL:
             if asked := unanswered.pop(message.call_id or "", None):
                 asked.result = message.content
+        elif message.role is Role.SYSTEM:
+            system.texts += [message.content] if message.content else []
         elif message.content or message.calls:
             # What an assistant says after a result is an answer of its own.
             if not said or said[-1].role is not message.role or said[-1].is_answered:
                 said.append(_Said(message.role))
             said[-1].texts += [message.content] if message.content else []
+            said[-1].thinking += [message.thinking] if message.thinking else []
             said[-1].asked += (new := [_Asked(call) for call in message.calls])
             unanswered |= {asked.call.id: asked for asked in new}
-    return said
+    return [system, *said] if system.texts else said
 
 
-def _messages(said: _Said, names: FunctionNames, ids: "_CallIds") -> Iterator[JsonObject]:
+def _messages(
+    said: _Said, names: FunctionNames, ids: "_CallIds", model: str
+) -> Iterator[JsonObject]:
     content = "\n\n".join(said.texts)
     if not said.asked:
         yield {"role": said.role.value, "content": content}
         return
     asked_by_id = [(ids.of(asked.call), asked) for asked in said.asked]
-    calls = [_call(id_, asked.call, names) for id_, asked in asked_by_id]
-    yield {"role": said.role.value, "content": content or None, "tool_calls": calls}
+    calls = [_call(id_, asked.call, names, model) for id_, asked in asked_by_id]
+    answer = {"role": said.role.value, "content": content or None, "tool_calls": calls}
+    yield answer | _kept(said, model)
     for id_, asked in asked_by_id:
         result = NO_RESULT if asked.result is None else asked.result
         yield {"role": Role.TOOL.value, "tool_call_id": id_, "content": result}
 
 
-def _call(id_: str, call: HistoryCall, names: FunctionNames) -> JsonObject:
+def attach(facts: JsonObject, model: str) -> JsonObject:
+    """What a call keeps of `facts`, so that only this model gets them back."""
+    return {"model": model, **facts} if facts else {}
+
+
+def _attached(call: HistoryCall, part: str, model: str) -> JsonObject:
+    """A part of what came with a call, if it came from this model. Another provider's is none."""
+    mine = call.attached.get("model") == model
+    found = call.attached.get(part) if mine else None
+    return found if isinstance(found, dict) else {}
+
+
+def _kept(said: _Said, model: str) -> JsonObject:
+    """What the answer as a whole gives back."""
+    kept: JsonObject = {}
+    for asked in said.asked:
+        kept |= _attached(asked.call, "answer", model)
+    field = kept.pop("reasoning_field", None)
+    if isinstance(field, str) and said.thinking:
+        kept[field] = "".join(said.thinking)
+    return kept
+
+
+def _call(id_: str, call: HistoryCall, names: FunctionNames, model: str) -> JsonObject:
+    attached = _attached(call, "call", model)
     function = {"name": names.function(call.name), "arguments": _arguments(call.arguments)}
-    return {"id": id_, "type": "function", "function": function}
+    function = {**attached.get("function", {}), **function}
+    return {**attached, "id": id_, "type": "function", "function": function}
 
 
 def _arguments(text: str) -> str:

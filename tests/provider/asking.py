@@ -11,6 +11,7 @@ from contextd.provider import (
     HistoryCall,
     HistoryMessage,
     ModelRequest,
+    SignOfLife,
     TextDelta,
     ToolCallDelta,
     ToolOffer,
@@ -84,8 +85,15 @@ def offer(name: str, description: str = "", **parameters: object) -> ToolOffer:
 
 
 async def collect(events: AsyncIterator[Event]) -> list[Event]:
-    """All events, to the end."""
-    return [event async for event in events]
+    """All events, to the end, but for those that only say that the server is at work."""
+    return [event async for event in saying(events)]
+
+
+async def saying(events: AsyncIterator[Event]) -> AsyncIterator[Event]:
+    """The events that say something."""
+    async for event in events:
+        if not isinstance(event, SignOfLife):
+            yield event
 
 
 def written(events: Sequence[Event]) -> list[str]:

@@ -136,7 +136,7 @@ async def test_a_server_that_says_done_needs_no_reason(
 async def test_a_reason_is_an_end(chat: FakeChat, openai: OpenAIProvider, then: Any) -> None:
     """Once the model has said why it stopped, a missing `[DONE]` costs nothing."""
     chat.play(Play([chunk(content="a"), chunk("length")], then=then))
-    assert await collect(openai.stream(ask())) == [TextDelta("a"), Finished("length")]
+    assert await collect(openai.stream(ask())) == [TextDelta("a"), Finished("length", whole=False)]
 
 
 async def test_a_stream_left_open_after_the_last_word_is_not_waited_for(
@@ -169,7 +169,7 @@ async def test_what_cannot_be_stored_is_replaced(chat: FakeChat, openai: OpenAIP
         TextDelta("\ufffdx"),
         ThinkingDelta("\ufffd"),
         TextDelta("\ufffd"),
-        Finished("st\ufffdp"),
+        Finished("st\ufffdp", whole=False),
     ]
 
 
@@ -203,7 +203,7 @@ async def test_only_the_first_choice_is_read(chat: FakeChat, openai: OpenAIProvi
         {"choices": [{"index": 1, "delta": {"content": "other"}, "finish_reason": "stop"}]}
     )
     chat.play(Play([chunk(content="a"), other, chunk("length"), DONE]))
-    assert await collect(openai.stream(ask())) == [TextDelta("a"), Finished("length")]
+    assert await collect(openai.stream(ask())) == [TextDelta("a"), Finished("length", whole=False)]
 
 
 async def test_odd_but_harmless_chunks_are_read(chat: FakeChat, openai: OpenAIProvider) -> None:

@@ -200,7 +200,14 @@ def test_calls_are_told_apart(parts: list[dict[str, Any]], at_once: bool) -> Non
     assert all(re.match(ID_PATTERN, each.id) for each in made)
 
 
-@pytest.mark.parametrize(("index", "id_"), [(None, None), (0, ""), (None, "i"), (0, "i")])
+@pytest.mark.parametrize(("index", "id_"), [(None, "i"), (0, "i"), ("0", 7)])
+def test_an_empty_object_may_stand_for_the_arguments_to_come(index: Any, id_: Any) -> None:
+    """Where the same call, by its id, is said again with them."""
+    twice = [part(index, id_, "roll", "{}"), part(index, id_, "roll", '{"n":2}')]
+    assert made_by(*twice) == [("roll", '{"n":2}')]
+
+
+@pytest.mark.parametrize(("index", "id_"), [(None, None), (0, "")])
 def test_the_same_tool_may_be_called_twice(index: int | None, id_: str | None) -> None:
     """With nothing to tell the calls apart but that the first was whole."""
     twice = [part(index, id_, "roll", "{}"), part(index, id_, "roll", '{"n":2}')]
@@ -354,12 +361,12 @@ async def test_an_answer_without_a_reason_stopped_for_its_calls(
 
 async def test_text_may_stand_beside_calls(chat: FakeChat, openai: OpenAIProvider) -> None:
     """Before and after, in the order in which it came."""
-    body = [chunk(content="a"), called(0, "i", "f", "{}"), chunk(content="b"), chunk("tool_calls")]
+    body = [chunk(content="a"), called(0, "i", "f", A), chunk(content="b"), chunk("tool_calls")]
     chat.play(Play([*body, DONE]))
     events = await collect(openai.stream(ask()))
     assert events[:3] == [
         TextDelta("a"),
-        ToolCallDelta(id="i", name="f", content="{}"),
+        ToolCallDelta(id="i", name="f", content=A),
         TextDelta("b"),
     ]
 
@@ -379,7 +386,7 @@ async def test_a_call_that_is_cut_off_is_a_broken_answer(
 def test_the_number_of_calls_is_bounded() -> None:
     """A model that calls for ever is stopped."""
     answer = Answer()
-    parts = [part(index, f"call_{index}", "a", "{}") for index in range(CALLS_MAX + 1)]
+    parts = [part(index, f"call_{index}", "a", '{"x":1}') for index in range(CALLS_MAX + 1)]
     assert len(calls(read(answer, *parts[:-1]))) == CALLS_MAX
     with pytest.raises(FatalError) as caught:
         read(answer, parts[-1])
