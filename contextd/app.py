@@ -131,6 +131,7 @@ def _openai_provider(settings: Settings) -> Provider:
         api_key=settings.openai_api_key,
         model=settings.model,
         timeout_s=settings.token_timeout_s,
+        think_tags=settings.think_tags,
     )
 
 

@@ -44,9 +44,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     scripted_rate: Annotated[float, Meta(ge=0, le=1_000_000)] = 50.0
     openai_base_url: str | None = None
     openai_api_key: str | None = None
+    think_tags: bool = True
 
     # Turns (§6).
     token_timeout_s: Seconds = 60.0
+    keep_alive_timeout_s: Seconds = 240.0
     turn_timeout_s: Seconds = 300.0
     attempts_max: Annotated[int, Meta(ge=1, le=100)] = 4
     backoff_initial_s: Annotated[float, Meta(ge=0, le=3600)] = 0.5

@@ -27,7 +27,10 @@ class LeftOut(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Turn(msgspec.Struct, frozen=True, kw_only=True):
-    """One turn. `phases` holds the milliseconds spent in each state so far."""
+    """One turn. `phases` holds the milliseconds spent in each state so far.
+
+    `finish_reason` is that of its last answer, also where that wrote nothing.
+    """
 
     id: str
     context_id: str
@@ -40,6 +43,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     first_chunk_ms: int | None
     phases: dict[str, int]
     message_ids: list[str]
+    finish_reason: str | None
     usage: Usage | None
     error: Problem | None
     left_out: LeftOut | msgspec.UnsetType = msgspec.UNSET

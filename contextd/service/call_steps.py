@@ -11,7 +11,7 @@ from sqlalchemy import insert, select
 
 from contextd.core.context import ApprovalPolicy
 from contextd.core.machine import State, Trigger
-from contextd.core.message import MessageStatus, Role, Usage
+from contextd.core.message import MessageStatus, Usage
 from contextd.core.tool_call import OUTCOME_UNKNOWN, ToolCallStatus
 from contextd.core.values import JsonObject
 from contextd.service.call_rows import (
@@ -31,9 +31,10 @@ from contextd.service.turn_rows import add_usage
 from contextd.store.edit import ContextEdit
 from contextd.store.notices import StartedTurn
 from contextd.store.stored import stored_policy
-from contextd.store.tables import AnyRow, messages, tool_calls
+from contextd.store.tables import AnyRow, tool_calls
 
 TOOL_LIMIT = "tool_limit"
+CUT_OFF = "cut_off"
 INTERRUPTED = (
     f"{OUTCOME_UNKNOWN}: the server stopped while this tool ran. It may have had its effect or not."
 )
@@ -41,7 +42,10 @@ _S = ToolCallStatus
 
 
 class CheckedCall(msgspec.Struct, frozen=True, kw_only=True):
-    """A call of a reply, its arguments checked. `refusal` is what the model is told instead of a result."""
+    """A call of a reply, its arguments checked. `refusal` is what the model is told instead of a result.
+
+    `attached` is what the provider wants back with the call.
+    """
 
     message_key: int
     call_id: str
@@ -50,6 +54,7 @@ class CheckedCall(msgspec.Struct, frozen=True, kw_only=True):
     facts: ToolFacts | None
     error: str | None = None
     refusal: str = ""
+    attached: JsonObject = {}
 
 
 class CallToRun(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,13 +96,14 @@ class CallSteps:
             rounds, before = await spent(edit, turn.id) if calls else (0, 0)
             left = max(0, policy.max_calls - before) if rounds < policy.max_depth else 0
             await edit.step(Trigger.END_STREAM, turn=row, record=bool(calls))
+            reason = TOOL_LIMIT if len(calls) > left else finish_reason
             await edit.close_messages(
                 await edit.open_rows(turn_id=turn.id),
                 MessageStatus.COMPLETED,
-                finish_reason=TOOL_LIMIT if len(calls) > left else finish_reason,
+                finish_reason=reason,
                 usage=usage,
             )
-            await add_usage(edit, row, usage)
+            await add_usage(edit, row, usage, finish_reason=reason)
             for number, call in enumerate(calls, 1):
                 beyond = number > left
                 await self._write(edit, row, call, policy, round_=rounds + 1, beyond=beyond)
@@ -180,18 +186,20 @@ class CallSteps:
         return (await self._ledger.edit(turn.context_id, work))[1]
 
     async def proceed(self, turn: StartedTurn) -> TurnView | None:
-        """From the results to the next request; None where the turn ends with them, over its limit."""
+        """From the results to the next request.
+
+        None where the turn ends with them: over its limit, or since the answer with the calls was stopped.
+        """
 
         async def work(edit: ContextEdit) -> TurnView | None:
             row = await self._steps.own(edit, turn)
-            reason = await edit.connection.scalar(
-                select(messages.c.finish_reason)
-                .where(messages.c.context_key == edit.key, messages.c.turn_id == turn.id)
-                .where(messages.c.role == Role.ASSISTANT.value, ~messages.c.superseded)
-                .order_by(messages.c.key.desc())
+            cut_off = await edit.connection.scalar(
+                select(tool_calls.c.key)
+                .where(tool_calls.c.context_key == edit.key, tool_calls.c.turn_id == turn.id)
+                .where(tool_calls.c.error == CUT_OFF)
                 .limit(1)
             )
-            if reason == TOOL_LIMIT:
+            if row.finish_reason == TOOL_LIMIT or cut_off is not None:
                 await self._steps.finish_in(edit, row)
                 return None
             return await self._steps.request_llm_in(edit, row)
@@ -225,6 +233,7 @@ class CallSteps:
                 call_id=call.call_id,
                 name=call.name,
                 arguments=call.arguments,
+                attached=call.attached or None,
                 status=(_S.PENDING if waits else _S.APPROVED).value,
                 requires_approval=waits and outcome is None,
                 external=facts.external,

@@ -396,6 +396,7 @@ class Steps:
                 role=Role.ASSISTANT,
                 status=MessageStatus(status.value),
                 turn_id=row.id,
+                finish_reason=row.finish_reason if status is TurnStatus.COMPLETED else None,
                 error=error,
                 # A turn that never started has no place in the conversation.
                 superseded=row.status == QUEUED,

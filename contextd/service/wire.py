@@ -112,6 +112,7 @@ def turn_wire(row: AnyRow, context_id: str, message_ids: Sequence[str]) -> Turn:
         first_chunk_ms=row.first_chunk_ms,
         phases=stored_phases(row),
         message_ids=list(message_ids),
+        finish_reason=row.finish_reason,
         usage=stored_usage(row),
         error=stored(row, "error", Problem),
         left_out=stored(row, "left_out", LeftOut, msgspec.UNSET),

@@ -44,7 +44,8 @@ class History:
     ) -> tuple[list[Told], dict[int, str]]:
         """Closed messages of a branch, oldest first: each with its text and its tool call.
 
-        Leaves out thinking, what has no text, and the answers of turns that were tried again. All of
+        Leaves out thinking that no server wants back, what has no text, and the answers of turns that
+        were tried again. All of
         the turn itself, and of what came before it the newest, whole, as many as fit in both bounds.
         The files that a message refers to come before it and count with it, also where the branch forked
         off in between.
@@ -60,7 +61,8 @@ class History:
             path = await find_path(connection, context.key, branch)
             shown = (
                 select_placed()
-                .where(messages.c.kind != THINKING, messages.c.status != "streaming")
+                .where(messages.c.status != "streaming")
+                .where(or_(messages.c.kind != THINKING, _is_wanted_back(context.key)))
                 .where(or_(heads.c.head > 0, messages.c.role == "tool"))
                 .where(
                     or_(
@@ -176,6 +178,15 @@ def retried_turns(context_key: int) -> Select[tuple[str | None]]:
     """The ids of the context's turns that were tried again."""
     return select(turns.c.retry_of).where(
         turns.c.context_key == context_key, turns.c.retry_of.is_not(None)
+    )
+
+
+def _is_wanted_back(context_key: int) -> ColumnElement[bool]:
+    """Thinking of a turn whose calls have something attached: it may have to go with them."""
+    return messages.c.turn_id.in_(
+        select(tool_calls.c.turn_id).where(
+            tool_calls.c.context_key == context_key, tool_calls.c.attached.is_not(None)
+        )
     )
 
 

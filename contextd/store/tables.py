@@ -196,6 +196,7 @@ turns = Table(
     Column("error", Json, nullable=True),
     Column("created_at", BigInteger, nullable=False),
     Column("left_out", Json, nullable=True),
+    Column("finish_reason", Text, nullable=True),  # of its last reply
     UniqueConstraint("context_key", "id"),
 )
 Index(None, turns.c.context_key, turns.c.status, turns.c.queue_position)
@@ -327,6 +328,8 @@ tool_calls = Table(
     Column("decided_at", BigInteger, nullable=True),
     Column("started_at", BigInteger, nullable=True),
     Column("ended_at", BigInteger, nullable=True),
+    # What the model's server wants back with the call.
+    Column("attached", Json, nullable=True),
     UniqueConstraint("context_key", "id"),
     sqlite_autoincrement=True,
 )

@@ -1,20 +1,20 @@
 """Checking the calls of a reply, and running those that may run (§8)."""
 
 import asyncio
-from collections.abc import Sequence
 
 import structlog
 
 from contextd.core.tool_call import ToolCallStatus
+from contextd.core.values import JsonObject
 from contextd.service import CallSteps, Toolset
 from contextd.service.call_rows import CallOutcome
-from contextd.service.call_steps import CallToRun, CheckedCall, unknown_tool
+from contextd.service.call_steps import CUT_OFF, CallToRun, CheckedCall, unknown_tool
 from contextd.settings import Settings
 from contextd.store.notices import StartedTurn
 from contextd.store.tables import AnyRow
 from contextd.tools.arguments import ArgumentChecker, ArgumentsError, parse
 from contextd.tools.execution import execute
-from contextd.turns.reply import AskedCall, stored
+from contextd.turns.reply import AskedCall, Reply, stored
 
 log = structlog.get_logger(__name__)
 
@@ -32,9 +32,9 @@ class Executing:
         self._checker = checker
         self._settings = settings
 
-    async def check(self, context: AnyRow, asked: Sequence[AskedCall]) -> list[CheckedCall]:
+    async def check(self, context: AnyRow, reply: Reply) -> list[CheckedCall]:
         """The calls of a reply, with what is wrong with them said for the model to read."""
-        return [await self._check(context, call) for call in asked]
+        return [await self._check(context, call, reply) for call in reply.calls.values()]
 
     async def run(self, turn: StartedTurn) -> None:
         """Runs the calls that are approved, and stores each result as it comes.
@@ -54,28 +54,39 @@ class Executing:
             except BaseExceptionGroup as errors:
                 raise errors.exceptions[0] from None  # the first; it has stopped the others
 
-    async def _check(self, context: AnyRow, call: AskedCall) -> CheckedCall:
-        arguments, error, words = None, None, ""
+    async def _check(self, context: AnyRow, call: AskedCall, reply: Reply) -> CheckedCall:
+        arguments, error, problem = None, "invalid_arguments", ""
+        if reply.is_whole:
+            arguments, problem = await self._arguments(context, call)
+        else:
+            # Nobody knows what the model would have written.
+            error, problem = (
+                CUT_OFF,
+                f"the answer was stopped ({reply.finish_reason}); nothing ran.",
+            )
         facts = self._toolset.facts(context, call.name)
-        schema = self._toolset.schema(context, call.name)
-        try:
-            arguments = parse(call.arguments, bytes_max=self._settings.tool_arguments_bytes_max)
-        except ArgumentsError as wrong:
-            error, words = "invalid_arguments", f"invalid_arguments: {wrong}"
-        if schema is not None and arguments is not None:
-            problems = await self._checker.check(schema, arguments)
-            if problems:
-                error = "invalid_arguments"
-                words = "invalid_arguments: " + "; ".join(problems)
         return CheckedCall(
             message_key=call.live.message_key,
             call_id=call.id,
             name=call.name,
             arguments=arguments,
             facts=facts,
-            error=error if facts is not None else None,
-            refusal=words,
+            error=error if problem and (facts is not None or error is CUT_OFF) else None,
+            refusal=f"{error}: {problem}",
+            attached=call.attached,
         )
+
+    async def _arguments(self, context: AnyRow, call: AskedCall) -> tuple[JsonObject | None, str]:
+        """The arguments, null where they are no object, and what is wrong with them."""
+        if call.refusal is not None:
+            return None, call.refusal
+        try:
+            arguments = parse(call.arguments, bytes_max=self._settings.tool_arguments_bytes_max)
+        except ArgumentsError as wrong:
+            return None, str(wrong)
+        schema = self._toolset.schema(context, call.name)
+        problems = await self._checker.check(schema, arguments) if schema is not None else []
+        return arguments, "; ".join(problems)
 
     async def _run(self, turn: StartedTurn, context: AnyRow, call: CallToRun) -> None:
         tool = self._toolset.get(context, call.name)

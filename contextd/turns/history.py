@@ -1,14 +1,15 @@
 """What of a conversation the model is shown (§6): a pure function over what the store has.
 
-A reply's text and its calls are one message of the model, and the results follow it at once, whatever
-was stored in between. Every call has a result, so the history is well-formed for any model.
+All that one reply wrote is one message of the model: text before, between and after its calls. The
+results follow it at once, whatever was stored in between. Every call has a result, so the history is
+well-formed for any model.
 """
 
 from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from contextd.core.message import FILE_REFERENCE, Role
+from contextd.core.message import FILE_REFERENCE, THINKING, Role
 from contextd.core.tool_call import TOOL_CALL, TOOL_RESULT
 from contextd.provider import HistoryCall, HistoryMessage
 from contextd.store.history import Told
@@ -22,12 +23,15 @@ def build_history(said: Sequence[Told], results: Mapping[int, str]) -> list[Hist
     """The messages in order; `results` has the texts of results by their messages' keys."""
     history: list[HistoryMessage] = []
     reply: list[Told] = []
+    is_answered = False  # a reply's results are stored when all of it has been
     for one in said:
         if one.row.kind == TOOL_RESULT and "tool_call_id" in stored_object(one.row, "metadata"):
-            continue  # follows its call
-        if reply and (one.row.role != Role.ASSISTANT or _begins_anew(reply, one)):
+            is_answered = True  # the result itself follows its call
+            continue
+        if reply and (one.row.role != Role.ASSISTANT or is_answered or _begins_anew(reply, one)):
             history += _reply(reply, results)
             reply = []
+        is_answered = False
         if one.row.role == Role.ASSISTANT:
             reply.append(one)
         elif one.row.kind == FILE_REFERENCE and one.row.role == Role.TOOL:
@@ -39,24 +43,28 @@ def build_history(said: Sequence[Told], results: Mapping[int, str]) -> list[Hist
 
 
 def _begins_anew(reply: Sequence[Told], one: Told) -> bool:
-    """Another turn's, or no turn's, or text after calls: that is the next answer of the model."""
-    called = reply[-1].call
+    """Another turn's, or no turn's, or a call of another round: that is the next answer of the model."""
     if one.row.turn_id is None or reply[-1].row.turn_id != one.row.turn_id:
         return True
-    if called is None:
-        return False
-    return one.call is None or one.call.round != called.round
+    rounds = {each.call.round for each in reply if each.call is not None}
+    return one.call is not None and bool(rounds) and one.call.round not in rounds
 
 
 def _reply(said: Sequence[Told], results: Mapping[int, str]) -> list[HistoryMessage]:
     calls = [one.call for one in said if one.call is not None]
-    text = "".join(one.text for one in said if one.row.kind != TOOL_CALL)
+    texts = (one.text for one in said if one.row.kind not in (TOOL_CALL, THINKING))
     return [
         HistoryMessage(
             role=Role.ASSISTANT,
-            content=text,
+            content="".join(texts),
+            thinking="".join(one.text for one in said if calls and one.row.kind == THINKING),
             calls=[
-                HistoryCall(id=call.call_id, name=call.name, arguments=_arguments(call, said))
+                HistoryCall(
+                    id=call.call_id,
+                    name=call.name,
+                    arguments=_arguments(call, said),
+                    attached=call.attached or {},
+                )
                 for call in calls
             ],
         ),

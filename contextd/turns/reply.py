@@ -23,9 +23,11 @@ from contextd.provider import (
     FatalError,
     Finished,
     ProviderError,
+    SignOfLife,
     TextDelta,
     ThinkingDelta,
     ToolCallDelta,
+    ToolCallFacts,
     TransientError,
     UsageReport,
 )
@@ -46,20 +48,29 @@ STORE_RETRY_S = 0.5
 
 
 class AskedCall(msgspec.Struct, kw_only=True):
-    """A call as the model wrote it: `arguments` is text that may not even be JSON."""
+    """A call as the model wrote it: `arguments` is text that may not even be JSON.
+
+    `refusal`: why it must not run. `attached`: what its provider wants back with it.
+    """
 
     id: str
     name: str
     live: LiveMessage
     arguments: str
+    refusal: str | None = None
+    attached: JsonObject = {}
 
 
 class Reply:
-    """Reads a provider's events and writes them, several chunks to a commit."""
+    """Reads a provider's events and writes them, several chunks to a commit.
+
+    `is_whole` is false of an answer that was stopped before the model was through.
+    """
 
     def __init__(self, ledger: Ledger, steps: Steps, settings: Settings, turn: StartedTurn) -> None:
         self.usage: Usage | None = None
         self.finish_reason: str | None = None
+        self.is_whole = True
         self.calls: dict[str, AskedCall] = {}
         self.first_chunk_s: float | None = None
         self._asked_at = asyncio.get_running_loop().time()
@@ -90,18 +101,31 @@ class Reply:
             await asyncio.wait([pump], timeout=PROVIDER_CLOSE_S)
 
     async def _next_events(self, inbox: "asyncio.Queue[Event | _Ended]") -> list["Event | _Ended"]:
-        """What has gathered, one event at least. Raises `TransientError` when none comes in time."""
-        try:
-            async with asyncio.timeout(self._settings.token_timeout_s):
-                batch = [await inbox.get()]
-        except TimeoutError:
-            raise TransientError(
-                "provider_timeout",
-                f"The model sent nothing for {self._settings.token_timeout_s:g} s.",
-            ) from None
+        """What has gathered, one event at least. Raises `TransientError` when none comes in time.
+
+        Signs of life put off that time, up to a limit of their own.
+        """
+        settings, clock = self._settings, asyncio.get_running_loop()
+        last = clock.time() + settings.keep_alive_timeout_s
+        batch: list[Event | _Ended] = []
+        while not batch:
+            try:
+                async with asyncio.timeout_at(min(clock.time() + settings.token_timeout_s, last)):
+                    event = await inbox.get()
+            except TimeoutError:
+                raise self._silence(clock.time() >= last) from None
+            batch = [event] if not isinstance(event, SignOfLife) else []
         while not inbox.empty():
             batch.append(inbox.get_nowait())
-        return batch
+        return [event for event in batch if not isinstance(event, SignOfLife)]
+
+    def _silence(self, alive: bool) -> TransientError:
+        if alive:
+            limit_s = self._settings.keep_alive_timeout_s
+            message = f"The model sent nothing but signs of life for {limit_s:g} s."
+        else:
+            message = f"The model sent nothing for {self._settings.token_timeout_s:g} s."
+        return TransientError("provider_timeout", message)
 
     async def _write(self, events: Sequence[Event]) -> None:
         if self.first_chunk_s is None:
@@ -186,8 +210,11 @@ class Reply:
         match event:
             case UsageReport(usage):
                 self.usage = usage if self.usage is None else self.usage + usage
-            case Finished(reason):
-                self.finish_reason = reason
+            case Finished(reason, whole):
+                self.finish_reason, self.is_whole = reason, whole
+            case ToolCallFacts():
+                call = self.calls[event.id]
+                call.refusal, call.attached = event.refusal, event.attached
             case _:
                 raise AssertionError(event)
 

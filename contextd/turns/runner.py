@@ -16,7 +16,7 @@ task under an older fence is stopped by its successor: no turn ever has two.
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -34,7 +34,15 @@ from contextd.core.errors import (
 )
 from contextd.core.machine import WAITING_STATES, State
 from contextd.core.message import Problem, Usage
-from contextd.provider import FatalError, ModelRequest, Provider, ProviderError, TransientError
+from contextd.provider import (
+    FatalError,
+    InputTooLongError,
+    ModelRequest,
+    Provider,
+    ProviderError,
+    ToolOffer,
+    TransientError,
+)
 from contextd.service import (
     CallSteps,
     Ledger,
@@ -47,11 +55,11 @@ from contextd.service import (
     TurnView,
 )
 from contextd.service.recovery import RESPONDING
-from contextd.settings import Settings
-from contextd.store.history import History
+from contextd.settings import Settings, environment_name
+from contextd.store.history import History, Told
 from contextd.store.notices import StartedTurn
 from contextd.store.writer import Unconfirmed
-from contextd.turns.budget import Budget
+from contextd.turns.budget import Budget, Fitted
 from contextd.turns.executing import Executing
 from contextd.turns.history import build_history
 from contextd.turns.reply import PROVIDER_CLOSE_S, STORE_RETRY_S, Reply, stored
@@ -239,7 +247,7 @@ class Turns(TurnListener):
             view = await stored(lambda: self._steps.view(turn), repeatable=True)
             left_s = self._settings.turn_timeout_s - view.worked_ms / 1000
             async with asyncio.timeout(max(0.0, left_s)) as limit:
-                await self._drive(turn, view, again=again)
+                await self._drive(turn, view, limit, again=again)
             return
         except TimeoutError:
             if limit is None or not limit.expired():
@@ -255,7 +263,9 @@ class Turns(TurnListener):
             error = Problem(type="internal_error", message="Something went wrong on the server.")
         await self._fail(turn, error, None)
 
-    async def _drive(self, turn: StartedTurn, view: TurnView, *, again: bool) -> None:
+    async def _drive(
+        self, turn: StartedTurn, view: TurnView, limit: asyncio.Timeout, *, again: bool
+    ) -> None:
         """From the state that is stored, step by step, to the end.
 
         A step whose answer was lost with the database's connection was done, or it was not: the turn
@@ -266,12 +276,14 @@ class Turns(TurnListener):
             current = await self._break_off(turn, view)
         while current is not None:
             try:
-                current = await self._advance(turn, current)
+                current = await self._advance(turn, current, limit)
             except Unconfirmed:
                 await asyncio.sleep(STORE_RETRY_S)
                 current = await stored(lambda: self._steps.view(turn), repeatable=True)
 
-    async def _advance(self, turn: StartedTurn, view: TurnView) -> TurnView | None:
+    async def _advance(
+        self, turn: StartedTurn, view: TurnView, limit: asyncio.Timeout
+    ) -> TurnView | None:
         """One step of the turn. None when it has ended."""
         if view.paths:  # at its start, or of a turn that is retried and had not come to it
             await stored(lambda: self._payloads.attach(turn, view.paths))
@@ -282,7 +294,7 @@ class Turns(TurnListener):
             case State.TRANSIENT_FAILURE:
                 return await self._try_again(turn, view)
             case State.AWAITING_LLM_RESPONSE:
-                return await self._respond(turn, view)
+                return await self._respond(turn, view, limit)
             case State.STREAMING_LLM_RESPONSE:
                 return await self._break_off(turn, view)
             case State.PROCESSING_LLM_RESPONSE:
@@ -315,21 +327,22 @@ class Turns(TurnListener):
         self.retries += 1
         return await stored(lambda: self._steps.request_llm(turn))
 
-    async def _respond(self, turn: StartedTurn, view: TurnView) -> TurnView | None:
+    async def _respond(
+        self, turn: StartedTurn, view: TurnView, limit: asyncio.Timeout
+    ) -> TurnView | None:
         """One request to the model. None when the turn has ended."""
         reply = Reply(self._ledger, self._steps, self._settings, turn)
         try:
-            provider = self._provider(view)
-            await reply.read(provider.stream(await stored(lambda: self._request(turn, view))))
+            await self._ask(turn, view, reply)
         except TransientError as error:
-            return await self._back_off(turn, view, reply, error)
+            return await self._back_off(turn, view, reply, error, limit)
         except FatalError as error:
             await self._fail(turn, _problem(error), reply.usage)
             return None
         finally:
             if reply.first_chunk_s is not None:
                 self.first_chunk.observe(reply.first_chunk_s)
-        calls = await self._executing.check(view.context, list(reply.calls.values()))
+        calls = await self._executing.check(view.context, reply)
         await stored(
             lambda: self._calls.end_stream(
                 turn, finish_reason=reply.finish_reason, usage=reply.usage, calls=calls
@@ -338,13 +351,51 @@ class Turns(TurnListener):
         )
         return _at(view, State.PROCESSING_LLM_RESPONSE)
 
+    async def _ask(self, turn: StartedTurn, view: TurnView, reply: Reply) -> None:
+        """Asks, and once more with less of the conversation where the model does not take all of it.
+
+        Raises `ProviderError`.
+        """
+        provider = self._provider(view)
+        request, fitted = await stored(lambda: self._request(turn, view))
+        try:
+            await reply.read(provider.stream(request))
+            return
+        except InputTooLongError as error:
+            if reply.first_chunk_s is not None:
+                raise
+            refusal = error
+        sent_tokens = await asyncio.to_thread(
+            self._budget.count,
+            fitted.told,
+            model=request.model,
+            system_prompt=request.system_prompt,
+            offers=request.tools,
+        )
+        self._budget.learn(request.model, sent_tokens=sent_tokens, told_max=refusal.tokens_max)
+        shorter, fitted_again = await stored(lambda: self._request(turn, view))
+        if len(fitted_again.told) == len(fitted.told):
+            raise _too_long(refusal)
+        log.warning("the model does not take the whole conversation; the oldest turns are left out")
+        try:
+            await reply.read(provider.stream(shorter))
+        except InputTooLongError as error:
+            raise _too_long(error) from None
+
     async def _back_off(
-        self, turn: StartedTurn, view: TurnView, reply: Reply, error: TransientError
+        self,
+        turn: StartedTurn,
+        view: TurnView,
+        reply: Reply,
+        error: TransientError,
+        limit: asyncio.Timeout,
     ) -> TurnView | None:
-        if view.attempt >= self._settings.attempts_max:
+        wait_s = self._wait_s(view.attempt, error.retry_after_s)
+        ends_at = limit.when()
+        is_too_late = ends_at is not None and asyncio.get_running_loop().time() + wait_s >= ends_at
+        if view.attempt >= self._settings.attempts_max or is_too_late:
             await self._fail(turn, _problem(error), reply.usage)
             return None
-        wait_s = self._wait_s(view.attempt, error.retry_after_s)
         await stored(
             lambda: self._steps.fail_transiently(
                 turn, _problem(error), wait_ms=round(wait_s * 1000), usage=reply.usage
@@ -371,7 +422,7 @@ class Turns(TurnListener):
             raise FatalError("unknown_provider", f"This server has no provider {name!r}.")
         return provider
 
-    async def _request(self, turn: StartedTurn, view: TurnView) -> ModelRequest:
+    async def _request(self, turn: StartedTurn, view: TurnView) -> tuple[ModelRequest, Fitted]:
         told, results = await self._history.read(
             turn.context_id,
             view.branch,
@@ -382,21 +433,39 @@ class Turns(TurnListener):
         model = view.context.model or self._settings.model
         system_prompt = view.context.system_prompt or self._settings.system_prompt
         offers = self._toolset.offers(view.context)
-        if self._settings.context_tokens_max:
-            told, left_out = await asyncio.to_thread(
-                self._budget.fit, told, model=model, system_prompt=system_prompt, offers=offers
-            )
-            if left_out is not None:
-                await self._steps.note_left_out(turn, left_out)
-        return ModelRequest(
+        fitted = await self._fit(told, model, system_prompt, offers)
+        if fitted.left_out is not None:
+            await self._steps.note_left_out(turn, fitted.left_out)
+        request = ModelRequest(
             context_id=turn.context_id,
             turn_id=turn.id,
             attempt=view.attempt,
             system_prompt=system_prompt,
             model=model,
-            history=build_history(told, results),
+            history=build_history(fitted.told, results),
             tools=offers,
         )
+        return request, fitted
+
+    async def _fit(
+        self,
+        told: list[Told],
+        model: str | None,
+        system_prompt: str | None,
+        offers: Sequence[ToolOffer],
+    ) -> Fitted:
+        """Tokens are counted only where there is a limit to them."""
+        if not self._budget.tokens_max(model):
+            return Fitted(told=told, left_out=None)
+        return await asyncio.to_thread(
+            self._budget.fit, told, model=model, system_prompt=system_prompt, offers=offers
+        )
+
+
+def _too_long(error: InputTooLongError) -> FatalError:
+    name = environment_name("context_tokens_max")
+    message = f"{error.message} What is left of the conversation is too long; {name} can bound it."
+    return FatalError(error.type, message)
 
 
 def _unless_passing(error: Exception) -> Exception | None:
