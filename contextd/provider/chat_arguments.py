@@ -24,6 +24,7 @@ class Arguments:
         self._said_chars = 0
         self._first = ""  # the character that says what comes
         self._object = _ObjectEnd()
+        self._settled = False
 
     @property
     def begun(self) -> bool:
@@ -48,10 +49,17 @@ class Arguments:
         """What can be said before the end, and was not said yet."""
         return self._say(self._sayable_chars())
 
+    def settle(self) -> None:
+        """Another call has begun: an object without members stands in place of nothing."""
+        self._settled = self._settled or self.empty
+
     def finish(self) -> None:
         """Nothing more comes: what stands there is made into the arguments, if it can be."""
         self._append(self._pieces.rest())
-        text = _resolved("".join(self._all))
+        text = "".join(self._all)
+        resolved = _resolved(text)
+        if resolved.startswith(text[: self._said_chars]):  # what has been said stays
+            text = resolved
         self._all, self._held = [text], [text[self._said_chars :]]
 
     def rest(self) -> str:
@@ -76,7 +84,7 @@ class Arguments:
         """How much of what is held can be said; null for all."""
         if self._first == '"':
             return 0  # it may hold the object
-        if self._first == "{" and not self._object.has_member:
+        if self._first == "{" and not self._object.has_member and not self._settled:
             return 0  # it may stand in place of the object
         return None if self._object.end is None else self._object.end - self._said_chars
 

@@ -81,8 +81,12 @@ class ToolCalls:
         call.function = self._joined_name(call, name) or call.function or name
         call.attached |= part.attached
         call.arguments.add(part.arguments)
-        if call.repeats is None and self._is_settled(call.function):
-            yield from self._delta(call, call.arguments.take())
+        for one in self._calls:
+            if one.repeats is None:
+                if self._is_settled(one.function):
+                    yield from self._delta(one, one.arguments.take())
+                if not one.id:
+                    return  # calls are said in the order in which they began
 
     def end(self, *, whole: bool, has_reason: bool) -> Iterator[ToolCallDelta | ToolCallFacts]:
         """What is left to be said, and the facts of each call. Raises `FatalError` where one has no name.
@@ -193,6 +197,9 @@ class ToolCalls:
                 )
             )
         )
+        for call in self._calls:
+            if call is not repeats:
+                call.arguments.settle()
         self._calls.append(_Call(part.index, repeats))
         return self._calls[-1]
 

@@ -13,7 +13,7 @@ from contextd.core.message import FILE_REFERENCE, THINKING, Role
 from contextd.core.tool_call import TOOL_CALL, TOOL_RESULT
 from contextd.provider import HistoryCall, HistoryMessage
 from contextd.store.history import Told
-from contextd.store.stored import stored_object
+from contextd.store.stored import stored, stored_object
 from contextd.store.tables import AnyRow
 
 NO_RESULT = "The call was cancelled: it has no result."
@@ -63,7 +63,7 @@ def _reply(said: Sequence[Told], results: Mapping[int, str]) -> list[HistoryMess
                     id=call.call_id,
                     name=call.name,
                     arguments=_arguments(call, said),
-                    attached=call.attached or {},
+                    attached=stored(call, "attached", dict) or {},
                 )
                 for call in calls
             ],

@@ -10,7 +10,7 @@ from wire import ENDLESS, SILENT, TIMESTAMP, Api, ok, problem, script, until
 
 TURN_FIELDS = {
     "id", "context_id", "branch", "status", "attempt", "retry_of", "started_at", "ended_at",
-    "first_chunk_ms", "phases", "message_ids", "usage", "error",
+    "first_chunk_ms", "phases", "message_ids", "finish_reason", "usage", "error",
 }  # fmt: skip
 
 

@@ -27,12 +27,13 @@ print("ready", flush=True)
 sys.stdin.readline()
 print(asyncio.run(upgrade(sys.argv[1])))
 """
+NEWEST = max(path.name[:4] for path in (ROOT / "migrations/versions").glob("[0-9]*.py"))
 # A later migration that adds a column the way Alembic does on SQLite, by copying the table.
-ADD_COLUMN = """
+ADD_COLUMN = f"""
 import sqlalchemy as sa
 from alembic import op
 revision = "9999"
-down_revision = "0006"
+down_revision = "{NEWEST}"
 def upgrade():
     with op.batch_alter_table("segments", recreate="auto") as batch:
         batch.alter_column("parent_depth", type_=sa.BigInteger())

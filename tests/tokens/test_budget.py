@@ -16,7 +16,7 @@ def told(key: int, turn: str, *, running: bool = False, text: str = WORDS) -> To
 
 
 def kept(budget: Budget, *said: Told) -> list[int]:
-    shown, _ = budget.fit(said, model=None, system_prompt=None, offers=[])
+    shown = budget.fit(said, model=None, system_prompt=None, offers=[]).told
     return [one.row.key for one in shown]
 
 
@@ -31,7 +31,7 @@ def test_what_was_stored_in_the_midst_of_a_turn_goes_with_it() -> None:
     """No turn is cut, so no result is shown without its call."""
     said = [told(1, "a"), told(2, "note"), told(3, "a"), told(4, "b", running=True)]
     assert kept(Budget(TIGHT), *said) == [4]
-    _, left_out = Budget(TIGHT).fit(said, model=None, system_prompt=None, offers=[])
+    left_out = Budget(TIGHT).fit(said, model=None, system_prompt=None, offers=[]).left_out
     assert left_out is not None
     assert (left_out.turns, left_out.messages) == (1, 3)
     assert left_out.tokens > 300
