@@ -71,6 +71,13 @@ def _parse() -> Namespace:
     parser.add_argument(
         "--tool-takeovers", type=int, default=0, metavar="N", help="the same with one of two"
     )
+    parser.add_argument(
+        "--servers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="that work on the database of cuts, kills, producers and tools, round robin",
+    )
     parser.add_argument("--seed", default="1", help="the same seed makes the same plans")
     parser.add_argument(
         "--database", metavar="URL", help="an empty database (default: SQLite files)"
@@ -94,14 +101,16 @@ def _parse() -> Namespace:
 
 
 def _runs(arguments: Namespace) -> list[tuple[str, int, Run]]:
-    seed, url = str(arguments.seed), arguments.database
+    seed, url, servers = str(arguments.seed), arguments.database, arguments.servers
     settings = dict(pair.split("=", 1) for pair in arguments.set)
 
     def cuts(folder: Path, show: Show) -> Awaitable[dict[str, Any]]:
-        return run_cuts(cuts=arguments.cuts, seed=seed, folder=folder, url=url, show=show)
+        return run_cuts(
+            cuts=arguments.cuts, seed=seed, folder=folder, url=url, servers=servers, show=show
+        )
 
     def kills(folder: Path, show: Show) -> Awaitable[dict[str, Any]]:
-        run = KillRun(seed=seed, folder=folder, url=url, settings=settings)
+        run = KillRun(seed=seed, folder=folder, url=url, servers=servers, settings=settings)
         return run.run(arguments.kills, show)
 
     def takeovers(folder: Path, show: Show) -> Awaitable[dict[str, Any]]:
@@ -113,11 +122,11 @@ def _runs(arguments: Namespace) -> list[tuple[str, int, Run]]:
         return run_shutdown(streams=count, turns=20, seed=seed, folder=folder, url=url)
 
     def producers(folder: Path, show: Show) -> Awaitable[dict[str, Any]]:
-        run = ProducerRun(seed=seed, folder=folder, url=url, settings=settings)
+        run = ProducerRun(seed=seed, folder=folder, url=url, servers=servers, settings=settings)
         return run.run(arguments.producers, show)
 
     def tools(folder: Path, show: Show) -> Awaitable[dict[str, Any]]:
-        run = ToolRun(seed=seed, folder=folder, url=url, settings=settings)
+        run = ToolRun(seed=seed, folder=folder, url=url, servers=servers, settings=settings)
         return run.run(arguments.tools, show)
 
     def tool_takeovers(folder: Path, show: Show) -> Awaitable[dict[str, Any]]:

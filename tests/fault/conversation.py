@@ -65,6 +65,7 @@ class Conversation:
     titles_asked: list[str] = field(default_factory=list)
     title_answered: str | None = None
     deleted: bool = False
+    forgotten: bool = False  # its text was asked for everywhere since, and not found
     operation: str = ""  # what is under way
 
     @property

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 from conversation import Conversation
 from evidence import Evidence
+from forgetting import require_forgotten
 from holdings import World
 from poll_reader import SETTLE_S_MAX, PollReader, is_settled, required_of, settle
 from raw_http import Answer, BrokenError, Connection, HungError
@@ -113,6 +114,7 @@ class Crowd:
             self._admit_readers()
         elif conversation.deleted:
             await conversation.require_gone(self._ask)
+            await require_forgotten(self.world, conversation)
             self.over = await self._readers_know_the_end()
         elif conversation.id in self.evidence.deleting:
             await conversation.delete(self._ask)

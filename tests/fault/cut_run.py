@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from random import Random
 from typing import Any
 
 from crowd import Crowd, Manners
@@ -14,6 +13,7 @@ from cutting_proxy import STREAM_MARKS, CuttingProxy
 from evidence import Evidence
 from fleet import Fleet
 from holdings import World
+from unwatched import Unwatched
 from verdict import check_whole
 from witness import SQLITE_PREFIX, Witness
 
@@ -36,12 +36,14 @@ async def run_cuts(
     seed: str,
     folder: Path,
     url: str | None = None,
+    servers: int = 1,
     round_cuts: int = ROUND_CUTS,
     show: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Raises `AssertionError` with the seed when anything was wrong; else what was done, in numbers.
 
-    `url`: an empty database to use; without it each round has a SQLite file of its own in `folder`.
+    `servers`: how many work on the database; each connection goes to the next one. `url`: an empty
+    database to use; without it each round has a SQLite file of its own in `folder`.
     """
     total: Counter[str] = Counter()
     started = time.monotonic()
@@ -53,6 +55,7 @@ async def run_cuts(
             cuts=wanted,
             seed=f"{seed}:round {number}",
             url=round_url,
+            servers=servers,
             settings=PROFILES[number % len(PROFILES)],
             show=partial(_show_from, show, done),
             prefix=f"r{number}",
@@ -73,12 +76,13 @@ async def _run_round(
     cuts: int,
     seed: str,
     url: str,
+    servers: int,
     settings: Mapping[str, object],
     show: Callable[[int], None],
     prefix: str,
 ) -> Counter[str]:
     evidence = Evidence(seed)
-    fleet = Fleet(url, size=1, settings=settings, evidence=evidence, random=Random(seed))
+    fleet = Fleet(url, size=servers, settings=settings, evidence=evidence)
     streams = CuttingProxy(fleet.port, seed=f"{seed}:streams", cut_share=0.97, marks=STREAM_MARKS)
     requests = CuttingProxy(fleet.port, seed=f"{seed}:requests", cut_share=0.25)
     proxies = (streams, requests)
@@ -94,19 +98,30 @@ async def _run_round(
             enough.set()
 
     try:
-        await fleet.start(0)
+        await asyncio.gather(*map(fleet.start, range(servers)))
         await truth.open()
         for proxy in proxies:
             proxy.on_cut = count_cut
             await proxy.start()
-        world = World(evidence, truth, requests.port, streams.port, fleet.port, fleet.up)
+        world = World(
+            evidence,
+            truth,
+            requests.port,
+            streams.port,
+            fleet.port,
+            fleet.up,
+            several=servers > 1,
+            ports=lambda: [*fleet.ports.values()],
+        )
         crowds = [_make_crowd(world, f"{prefix}-{index}", seed) for index in range(4)]
         async with asyncio.timeout(ROUND_S_MAX), asyncio.TaskGroup() as group:
             for crowd in crowds:
                 group.create_task(_keep_busy(world, crowd, enough, seed))
+            if servers > 1:
+                group.create_task(_keep_unwatched(Unwatched(world, seed), enough))
         await check_whole(truth, evidence)
         codes = await fleet.stop()
-        if codes != [0]:
+        if any(codes):
             evidence.fault("a server that did not stop cleanly", codes=codes)
     finally:
         for proxy in proxies:
@@ -140,6 +155,13 @@ async def _keep_busy(world: World, crowd: Crowd, enough: asyncio.Event, seed: st
         generation += 1
         name = f"{crowd.conversation.id.partition('.')[0]}.{generation}"
         crowd = _make_crowd(world, name, seed)
+
+
+async def _keep_unwatched(unwatched: Unwatched, enough: asyncio.Event) -> None:
+    running = asyncio.create_task(unwatched.run())
+    await enough.wait()
+    unwatched.stop()
+    await running
 
 
 async def _hurry(crowd: Crowd, enough: asyncio.Event) -> None:

@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 from collections.abc import Mapping
-from random import Random
 
 from evidence import Evidence
 from serving import Server
@@ -29,20 +28,23 @@ class Fleet:
         size: int,
         settings: Mapping[str, object],
         evidence: Evidence,
-        random: Random,
     ) -> None:
         self._url = url
         self._settings = {**SETTINGS, **settings}
         self._servers: dict[int, Server] = {}
         self._evidence = evidence
-        self._random = random
+        self._asked = 0
         self.size = size
         self.ports: dict[int, int] = {}
         self.up = asyncio.Event()
 
     def port(self) -> int | None:
-        """Of a server that is up, by chance; None while there is none."""
-        return self._random.choice([*self.ports.values()]) if self.ports else None
+        """Of the servers that are up each in its turn; None while there is none."""
+        if not self.ports:
+            return None
+        self._asked += 1
+        ports = [*self.ports.values()]
+        return ports[self._asked % len(ports)]
 
     async def start(self, number: int) -> None:
         """Returns when it accepts connections."""

@@ -27,7 +27,8 @@ class World:
 
     `port` and `stream_port` are those of proxies, `direct_port` that of a server, or None while there
     is none; `up` is set while there is one. `truth` is looked into when it is open. `several`: more
-    than one server is at work, so that one may be a moment behind the other.
+    than one server is at work, so that one may be a moment behind the other; `ports` are those of all
+    that are up.
     """
 
     evidence: Evidence
@@ -38,6 +39,7 @@ class World:
     up: asyncio.Event
     cache: dict[str, Answer] = field(default_factory=dict)
     several: bool = False
+    ports: Callable[[], list[int]] = list
 
 
 @dataclass
@@ -160,7 +162,7 @@ class Holder:
         else:
             answer = await self.ask(f"{path}/content?from_sequence={holding.sequence}")
             if self.accept(answer):
-                self.take_pull(holding, answer.json())
+                await self.take_pull(holding, answer.json())
 
     def accept(self, answer: Answer) -> bool:
         """Whether it is a 200; a 404 is right only for what is being deleted."""
@@ -176,13 +178,15 @@ class Holder:
             self.gone = True
         return False
 
-    def take_pull(self, holding: Holding, body: dict[str, Any]) -> None:
+    async def take_pull(self, holding: Holding, body: dict[str, Any]) -> None:
         """An answer with a head: §3.3's whole form."""
         if set(body) != PULL_FIELDS or body["from_sequence"] != holding.sequence:
             self.evidence.fault("a pull of another form", by=self.name, fields=sorted(body))
             return
         self._append(holding, body["sequence"], body["content"])
-        self._look_at_head(holding, body["head_sequence"], body["status"], final=body["final"])
+        await self._look_at_head(
+            holding, body["head_sequence"], body["status"], final=body["final"]
+        )
 
     def _append(self, holding: Holding, sequence: int, content: str) -> None:
         self.evidence.pulled(
@@ -191,7 +195,7 @@ class Holder:
         holding.pieces.append(content)
         holding.sequence = sequence
 
-    def _look_at_head(self, holding: Holding, head: int, status: str, *, final: bool) -> None:
+    async def _look_at_head(self, holding: Holding, head: int, status: str, *, final: bool) -> None:
         held = holding.sequence
         if head < held:
             self.evidence.fault("a head below what was pulled", by=self.name, head=head, held=held)
@@ -202,7 +206,23 @@ class Holder:
         self.evidence.reached(self.context_id, holding.message_id, head, self.name)
         if status != "streaming":
             self.evidence.closed(self.context_id, holding.message_id, status, head, self.name)
+            await self._compare_end(holding, status, head)
         holding.final = final
+
+    async def _compare_end(self, holding: Holding, status: str, head: int) -> None:
+        """What says that nothing will follow must be what the database says, at this moment."""
+        if not self.world.truth.is_open or self.context_id in self.evidence.deleting:
+            return
+        stored = await self.world.truth.end(self.context_id, holding.message_id)
+        self.evidence.counts["ends compared with the database"] += 1
+        if stored != (status, head, head) and self.context_id not in self.evidence.deleting:
+            self.evidence.fault(
+                "an end that is not the database's",
+                by=self.name,
+                message=holding.message_id,
+                told=(status, head),
+                stored=stored,
+            )
 
     async def _pull_bounded(self, holding: Holding, path: str) -> None:
         """With `to_sequence`, through a cache that keeps by URL whatever says `immutable`."""
@@ -234,7 +254,7 @@ class Holder:
         if self.accept(answer):
             fields = answer.headers
             self._append(holding, int(fields["contextd-sequence"]), answer.body.decode())
-            self._look_at_head(
+            await self._look_at_head(
                 holding,
                 int(fields["contextd-head-sequence"]),
                 fields["contextd-status"],
@@ -253,4 +273,6 @@ class Holder:
             self._append(holding, chunk["sequence"], chunk["content"])
         if body["sequence"] != holding.sequence:
             self.evidence.fault("chunks that do not end where they say", by=self.name)
-        self._look_at_head(holding, body["head_sequence"], body["status"], final=body["final"])
+        await self._look_at_head(
+            holding, body["head_sequence"], body["status"], final=body["final"]
+        )

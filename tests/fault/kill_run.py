@@ -20,6 +20,7 @@ from evidence import Evidence
 from fleet import Fleet
 from holdings import World
 from strict_readers import REST_STATES
+from unwatched import Unwatched
 from verdict import check_kept, check_whole
 from witness import SQLITE_PREFIX, Witness, copy_of
 
@@ -87,7 +88,6 @@ class KillRun:
             size=servers,
             settings={**lease, **(settings or {})},
             evidence=self.evidence,
-            random=Random(f"{seed}:fleet"),
         )
         self._truth = Witness(self._url)
         self._streams = CuttingProxy(
@@ -96,6 +96,7 @@ class KillRun:
         self._requests = CuttingProxy(self._fleet.port, seed=f"{seed}:requests", cut_share=0.05)
         self._crowds: list[Crowd] = []
         self._tasks: list[asyncio.Task[None]] = []
+        self._unwatched: Unwatched | None = None
         self._made = 0
         self._operated: Counter[str] = Counter()
         self._stirred = asyncio.Event()
@@ -110,6 +111,9 @@ class KillRun:
             await self._requests.start()
             await asyncio.gather(*map(self._fleet.start, range(self._fleet.size)))
             await self._truth.open()
+            if self._several:
+                self._unwatched = Unwatched(self._world(), self._seed)
+                self._tasks.append(asyncio.create_task(self._unwatched.run()))
             for number in range(kills):
                 self._fill_up()
                 await (self._cycle_of_several() if self._several else self._cycle())
@@ -253,6 +257,7 @@ class KillRun:
             self._fleet.port,
             self._fleet.up,
             several=self._several,
+            ports=lambda: [*self._fleet.ports.values()],
         )
 
     def _new_crowd(self, name: str, manners: Manners) -> Crowd:
@@ -262,6 +267,8 @@ class KillRun:
         """No more kills: everything comes to rest, is read to its end, and compared."""
         self._streams.calm()
         self._requests.calm()
+        if self._unwatched:
+            self._unwatched.stop()
         for crowd in self._crowds:
             crowd.hurry = True
         _, pending = await asyncio.wait(self._tasks, timeout=FINISH_S_MAX)

@@ -86,7 +86,7 @@ class PollReader(Holder):
             answer = await self.ask(f"{path}?from_sequence={holding.sequence}&wait={wait_s}")
             self.evidence.counts["pulls, wait"] += 1
             if self.accept(answer):
-                self.take_pull(holding, answer.json())
+                await self.take_pull(holding, answer.json())
             self.progress.set()
 
 

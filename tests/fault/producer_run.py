@@ -21,6 +21,7 @@ from producer_ledger import now_ms
 from producer_proxy import ProducerProxy
 from producer_stage import Setting, Stage
 from producer_verdict import check_producing
+from unwatched import Unwatched
 from verdict import check_kept, check_whole
 from witness import SQLITE_PREFIX, Witness, copy_of
 
@@ -57,6 +58,8 @@ FAULTS = (
 class ProducerRun:
     """One run; used once. `url`: an empty database. `stages`: how many contexts at any time.
 
+    `servers`: how many work on the database; each connection goes to the next one.
+
     `brief`: one message a producer. `planted`: a fault that all producers have, for tests of the verdict.
     """
 
@@ -66,6 +69,7 @@ class ProducerRun:
         seed: str,
         folder: Path,
         url: str | None = None,
+        servers: int = 1,
         stages: int = STAGES,
         settings: Mapping[str, object] | None = None,
         brief: bool = False,
@@ -78,10 +82,9 @@ class ProducerRun:
         self.evidence = Evidence(seed)
         self._fleet = Fleet(
             self._url,
-            size=1,
+            size=servers,
             settings={"producer_silence_s": SILENCE_S, **(settings or {})},
             evidence=self.evidence,
-            random=Random(f"{seed}:fleet"),
         )
         self._truth = Witness(self._url)
         port = self._fleet.port
@@ -97,6 +100,7 @@ class ProducerRun:
         self._stages: list[Stage] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._thawing: set[asyncio.Task[None]] = set()
+        self._unwatched: Unwatched | None = None
         self._made = 0
 
     @property
@@ -111,9 +115,13 @@ class ProducerRun:
         try:
             for proxy in self._proxies:
                 await proxy.start()
-            await self._start_server()
+            self._starts_ms.append(now_ms())
+            await asyncio.gather(*map(self._start_server, range(self._fleet.size)))
             await self._truth.open()
             setting = self._setting()
+            if self._fleet.size > 1:
+                self._unwatched = Unwatched(setting.world, self._seed)
+                self._tasks.append(asyncio.create_task(self._unwatched.run()))
             while self._count_faults() < faults:
                 self._fill_up(setting)
                 await self._do_something()
@@ -153,6 +161,8 @@ class ProducerRun:
             self._streams.port,
             self._fleet.port,
             self._fleet.up,
+            several=self._fleet.size > 1,
+            ports=lambda: [*self._fleet.ports.values()],
         )
         return Setting(
             world,
@@ -233,6 +243,9 @@ class ProducerRun:
 
     async def _kill_server(self) -> None:
         """It dies, what it left is looked at, and it starts again; sometimes it dies while it starts."""
+        if self._fleet.size > 1:
+            await self._kill_one_of_several()
+            return
         self._port_file.unlink()
         await self._fleet.kill(0)
         self._note("server kills")
@@ -242,14 +255,32 @@ class ProducerRun:
             await self._fleet.start_and_kill(0, self._random.uniform(0, START_S_MAX))
             self._note("server kills")
             await self._look_at_remains()
-        await self._start_server()
+        self._starts_ms.append(now_ms())
+        await self._start_server(0)
         if not self._truth.is_open:
             await self._truth.open()
 
-    async def _start_server(self) -> None:
-        self._starts_ms.append(now_ms())
-        await self._fleet.start(0)
-        self._port_file.write_text(str(self._fleet.port()))
+    async def _kill_one_of_several(self) -> None:
+        """The others go on. A silence may be judged by any of them, so it counts from the last write."""
+        victim = self._random.randrange(self._fleet.size)
+        await self._fleet.kill(victim)
+        self._tell_ports()
+        self._note("server kills")
+        await check_kept(self._truth, [stage.conversation for stage in self._stages])
+        for stage in self._stages:
+            await stage.compare(self._truth)
+        await asyncio.sleep(self._random.uniform(0, START_S_MAX))
+        await self._start_server(victim)
+
+    async def _start_server(self, number: int) -> None:
+        await self._fleet.start(number)
+        self._tell_ports()
+
+    def _tell_ports(self) -> None:
+        """For producers, which are processes of their own: a file that is whole at any moment."""
+        new = self._port_file.with_suffix(".new")
+        new.write_text(" ".join(map(str, self._fleet.ports.values())))
+        new.replace(self._port_file)
 
     @property
     def _port_file(self) -> Path:
@@ -290,6 +321,8 @@ class ProducerRun:
         """No more faults: everything comes to rest, is read to its end, and compared."""
         for proxy in self._proxies:
             proxy.calm()
+        if self._unwatched:
+            self._unwatched.stop()
         for stage in self._stages:
             stage.hurry = True
         _, pending = await asyncio.wait(self._tasks, timeout=FINISH_S_MAX)

@@ -16,6 +16,7 @@ import msgspec
 from conversation import Conversation
 from crowd import HABITS, listing
 from evidence import Evidence
+from forgetting import require_forgotten
 from holdings import World
 from poll_reader import SETTLE_S_MAX, PollReader, is_settled, required_of, settle
 from producer_crew import Worker
@@ -115,6 +116,7 @@ class Stage:
             await self._hire()
         elif conversation.deleted:
             await conversation.require_gone(self._ask)
+            await require_forgotten(self._world, conversation)
             self.over = self._all_know_the_end()
         elif self.is_deleting:
             await conversation.delete(self._ask)

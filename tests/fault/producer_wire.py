@@ -40,7 +40,7 @@ class Wire:
 
     async def ask(self, method: str, target: str, body: dict[str, Any] | None = None) -> Answer:
         """Raises `BrokenError` or `HungError`."""
-        if self._kept is None or self._random.random() < 0.3:
+        if self._kept is None or self._several or self._random.random() < 0.3:
             self.hang_up()
             self._kept = Connection(self._port)
         return await self._kept.request(method, target, body=self._encode(body))
@@ -86,10 +86,20 @@ class Wire:
             self._kept = None
 
     def direct_port(self) -> int | None:
-        """The server's own, None while there is none."""
-        with suppress(OSError, ValueError):
-            return int(self._port_file.read_text())
+        """A server's own, None while there is none."""
+        with suppress(IndexError):
+            return self._random.choice(self._ports())
         return None
+
+    @property
+    def _several(self) -> bool:
+        """Whether the next request is to come to another server."""
+        return len(self._ports()) > 1
+
+    def _ports(self) -> list[int]:
+        with suppress(OSError, ValueError):
+            return [*map(int, self._port_file.read_text().split())]
+        return []
 
     def _encode(self, body: dict[str, Any] | None) -> bytes | None:
         """With the characters themselves, or all of them escaped."""

@@ -134,6 +134,17 @@ class Witness:
         )
         return int(found[0][0]) if found else None
 
+    async def end(self, context_id: str, message_id: str) -> tuple[str, int | None, int] | None:
+        """A message's status, final sequence and head; None when it is not there."""
+        found = await self.rows(
+            """SELECT m.status, m.final_sequence, h.head FROM contexts c
+               JOIN messages m ON m.context_key = c.key
+               JOIN heads h ON h.message_key = m.key WHERE c.id = $1 AND m.id = $2""",
+            context_id,
+            message_id,
+        )
+        return (str(found[0][0]), found[0][1], int(found[0][2])) if found else None
+
     async def states(self) -> dict[str, tuple[str, int]]:
         """Of each context its state and how many turns it has queued."""
         found = await self.rows(
