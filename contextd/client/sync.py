@@ -110,7 +110,7 @@ def _producing(
     def call(
         self: _Bridged[A], /, *args: P.args, **kwargs: P.kwargs
     ) -> AbstractContextManager[SyncProducedMessage]:
-        return _entered(method(self._inner, *args, **kwargs), self._way)
+        return _entered(self, method(self._inner, *args, **kwargs), self._way)
 
     update_wrapper(call, method)
     return call
@@ -118,10 +118,46 @@ def _producing(
 
 @contextmanager
 def _entered(
-    opened: AbstractAsyncContextManager[ProducedMessage], portal: BlockingPortal
+    way: "_Bridged[Any]",
+    opened: AbstractAsyncContextManager[ProducedMessage],
+    portal: BlockingPortal,
 ) -> Iterator["SyncProducedMessage"]:
-    with portal.wrap_async_context_manager(opened) as message:
+    block = _Block(opened)
+    try:
+        message = way._wait(block.enter)
         yield SyncProducedMessage(message, portal)
+    except BaseException as error:
+        way._wait(partial(block.leave, error))
+        raise
+    way._wait(partial(block.leave, None))
+
+
+class _Block:
+    """An async `with` in two calls. An entry that Ctrl-C ended has ended before it is left."""
+
+    def __init__(self, opened: AbstractAsyncContextManager[ProducedMessage]) -> None:
+        self._opened = opened
+        self._stepping = asyncio.Lock()
+        self._is_entered = False
+
+    async def enter(self) -> ProducedMessage:
+        async with self._stepping:
+            message = await self._opened.__aenter__()
+            self._is_entered = True
+            return message
+
+    async def leave(self, error: BaseException | None) -> None:
+        """Raises what leaving raises, other than `error`."""
+        async with self._stepping:
+            if not self._is_entered:
+                return
+            self._is_entered = False
+            try:
+                trace = error.__traceback__ if error else None
+                await self._opened.__aexit__(type(error) if error else None, error, trace)
+            except BaseException as raised:
+                if raised is not error:
+                    raise
 
 
 class SyncProducedMessage(_Bridged[ProducedMessage]):

@@ -1,14 +1,18 @@
 """`SyncClient`: the same client without `await`, against a real server."""
 # ruff: noqa: PT012 - what is tested is how a block ends, so the block is in `raises`
 
+import asyncio
 import inspect
+import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import pytest
 from serving import Server
 
@@ -198,3 +202,34 @@ def test_ctrl_c_ends_what_it_waits_for(
     assert stored.error is not None
     assert (stored.status, stored.error.type) == ("failed", "KeyboardInterrupt")
     assert client.pull(context_id, "m").content == "half"
+
+
+class _InterruptedOnce(httpx.AsyncHTTPTransport):
+    """Presses Ctrl-C when a message has been opened, just before the client hears of it."""
+
+    pressed = False
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        response = await super().handle_async_request(request)
+        if request.method == "PUT" and not self.pressed:
+            self.pressed = True
+            os.kill(os.getpid(), signal.SIGINT)
+        return response
+
+
+def test_ctrl_c_while_a_message_is_opened_leaves_no_producer_behind(
+    server: Server, context_id: str
+) -> None:
+    """Nothing goes on saying that the producer lives, whether or not the opening had come through."""
+    with SyncClient(server.url, transport=_InterruptedOnce()) as client:
+        with pytest.raises(KeyboardInterrupt), client.produce(context_id):
+            time.sleep(WAIT_S)
+        assert client._portal is not None
+        deadline = time.monotonic() + WAIT_S
+        while tasks := client._portal.call(_producing_tasks):
+            assert time.monotonic() < deadline, tasks
+            time.sleep(0.001)
+
+
+async def _producing_tasks() -> list[str]:
+    return [str(task) for task in asyncio.all_tasks() if "ProducedMessage" in str(task)]

@@ -26,14 +26,13 @@ class Unwatched:
         self._evidence = world.evidence
         self._seed = seed
         self._stopping = False
+        self._made = 0
 
     async def run(self) -> None:
         """What a kill breaks off is given up, and another context is begun."""
-        number = 0
         while not self._stopping:
-            number += 1
             try:
-                await self._one(f"unwatched-{number}", Random(f"{self._seed}:unwatched {number}"))
+                await self.one()
             except (BrokenError, IndexError):
                 self._evidence.counts["unwatched contexts that were broken off"] += 1
                 await asyncio.sleep(0.1)
@@ -44,7 +43,11 @@ class Unwatched:
         """After the context that is under way."""
         self._stopping = True
 
-    async def _one(self, context_id: str, random: Random) -> None:
+    async def one(self) -> None:
+        """The next context, from its creation to its deletion."""
+        self._made += 1
+        context_id = f"unwatched.{self._seed}.{self._made}".replace(" ", "_")
+        random = Random(context_id)
         path = f"/contexts/{context_id}/messages"
         if (await self._ask(random, "POST", "/contexts", {"id": context_id})).status != 201:
             return
