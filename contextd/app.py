@@ -55,7 +55,7 @@ from contextd.store.incarnation import Incarnation
 from contextd.store.leases import Leases
 from contextd.store.presence import Presence
 from contextd.store.reader import Reader
-from contextd.store.tail import Tail
+from contextd.store.tail import TRUST_S, Tail
 from contextd.store.trouble import Kind
 from contextd.store.upgrade import find_incarnation, upgrade
 from contextd.store.writer import Writer
@@ -168,7 +168,7 @@ async def running(
     )
     ledger = Ledger(
         writer=writer,
-        tail=Tail(bytes_max=settings.tail_bytes_max),
+        tail=Tail(bytes_max=settings.tail_bytes_max, trust_s=min(TRUST_S, settings.poll_s)),
         hub=hub,
         database_id=incarnation.value,
         owner_id=make_id(),

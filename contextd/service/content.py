@@ -5,10 +5,11 @@ from collections.abc import Iterable, Iterator
 
 import structlog
 
-from contextd.core.errors import Overloaded
+from contextd.core.errors import ContextNotFound, Overloaded
 from contextd.core.message import Chunk, ChunkPage, MessageStatus
 from contextd.core.values import SEQUENCE_MAX, timestamp
 from contextd.service.ledger import Ledger
+from contextd.signals.hub import Watch
 from contextd.store.reader import ContentSlice, Reader
 
 log = structlog.get_logger(__name__)
@@ -51,7 +52,7 @@ class Content:
         self, context_id: str, message_id: str, start: int, end: int | None
     ) -> ContentSlice | None:
         """The slice from memory, or None where only SQL has it. Never awaits."""
-        live = self._ledger.tail.get(context_id, message_id)
+        live = self._ledger.tail.trusted(context_id, message_id)
         if live is None:
             return None
         found = live.read(start, SEQUENCE_MAX if end is None else end, self._pull_bytes_max)
@@ -66,9 +67,18 @@ class Content:
         found = self.live(context_id, message_id, start, end)
         if found is not None:
             return found
-        return await self._reader.content(
-            context_id, message_id, start=start, end=end, bytes_max=self._pull_bytes_max
-        )
+        tail = self._ledger.tail
+        seen_s = tail.now_s()
+        try:
+            found = await self._reader.content(
+                context_id, message_id, start=start, end=end, bytes_max=self._pull_bytes_max
+            )
+        except ContextNotFound:
+            tail.drop_context(context_id)
+            raise
+        is_open = found.status == MessageStatus.STREAMING
+        tail.learn(context_id, message_id, head=found.head, is_open=is_open, seen_s=seen_s)
+        return found
 
     async def wait(
         self, context_id: str, message_id: str, *, start: int, end: int | None, wait_s: float
@@ -109,21 +119,39 @@ class Content:
     async def _look(self) -> None:
         awaited = self._ledger.hub.awaited()
         for keys in batched(awaited, LOOK_PAGE):
+            seen_s = self._ledger.tail.now_s()
             found = await self._reader.heads_of(keys)
             for key in keys:
                 head, is_open = found.get(key, (0, False))
                 for watch in awaited[key]:
+                    self._learn(watch, head, is_open, seen_s)
                     watch.reach(head) if is_open else watch.finish()
+
+    def _learn(self, watch: Watch, head: int, is_open: bool, seen_s: float) -> None:
+        """The pull that waits must not be answered with what the tail knew before."""
+        self._ledger.tail.learn(
+            watch.context_id,
+            watch.message_id,
+            head=head,
+            is_open=is_open,
+            # One that is not open may be of a deleted context.
+            seen_s=seen_s if is_open else float("-inf"),
+        )
 
     async def chunks(
         self, context_id: str, message_id: str, *, start: int, limit: int
     ) -> ChunkPage:
         """Chunks after `start`, each by itself."""
+        seen_s = self._ledger.tail.now_s()
         message, rows = await self._reader.chunks(
             context_id, message_id, start=start, limit=limit, bytes_max=self._pull_bytes_max
         )
         sequence = rows[-1].sequence if rows else start
         status = MessageStatus(message.status)
+        is_open = status is MessageStatus.STREAMING
+        self._ledger.tail.learn(
+            context_id, message_id, head=message.head, is_open=is_open, seen_s=seen_s
+        )
         return ChunkPage(
             context_id=context_id,
             message_id=message_id,

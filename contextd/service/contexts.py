@@ -21,7 +21,13 @@ from contextd.core.context import (
     ExternalTool,
     Tool,
 )
-from contextd.core.errors import IdTaken, InvalidRequest, PayloadTooLarge, ShuttingDown
+from contextd.core.errors import (
+    ContextNotFound,
+    IdTaken,
+    InvalidRequest,
+    PayloadTooLarge,
+    ShuttingDown,
+)
 from contextd.core.machine import State
 from contextd.core.values import JsonObject
 from contextd.service.ledger import Ledger
@@ -45,6 +51,7 @@ from contextd.store.tables import (
     tool_calls,
     turns,
 )
+from contextd.store.writer import Unconfirmed
 from contextd.tools.arguments import ArgumentChecker
 
 log = structlog.get_logger(__name__)
@@ -152,7 +159,14 @@ class Contexts:
 
     async def get(self, context_id: str) -> Context:
         """Raises `ContextNotFound`."""
-        return self._wire(await self._reader.context(context_id))
+        seen_s = self._ledger.tail.now_s()
+        try:
+            snapshot = await self._reader.context(context_id)
+        except ContextNotFound:
+            self._ledger.tail.drop_context(context_id)
+            raise
+        self._ledger.learn_context(snapshot.row, snapshot.open_messages, seen_s)
+        return self._wire(snapshot)
 
     async def list(self, *, states: Sequence[str], limit: int, cursor: str | None) -> ContextPage:
         """Newest activity first."""
@@ -227,7 +241,11 @@ class Contexts:
                 self._ledger.listener.turn_stopped(turn_id)
             self._to_purge.set()
 
-        await self._ledger.writer.change(work, tell, context_id=context_id)
+        try:
+            await self._ledger.writer.change(work, tell, context_id=context_id)
+        except (ContextNotFound, Unconfirmed):  # it is deleted already, or may be
+            self._ledger.tail.drop_context(context_id)
+            raise
 
     async def keep_purged(self) -> None:
         """Forever: removes what deleted contexts have left, whenever one was deleted."""

@@ -7,14 +7,21 @@ follows a signal always finds the text.
 
 from asyncio import Future
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import TypeVar
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from contextd.core.errors import Overloaded
+from contextd.core.errors import (
+    ContextNotFound,
+    MessageClosed,
+    Overloaded,
+    SequenceConflict,
+    SequenceGap,
+    StaleProducer,
+)
 from contextd.core.message import MessageStatus
 from contextd.signals.frames import Closing, Head, Standing
 from contextd.signals.hub import Hub
@@ -22,13 +29,16 @@ from contextd.store.appends import Appended
 from contextd.store.clock import Clock
 from contextd.store.edit import ContextEdit, LostRaceError
 from contextd.store.notices import Notice, OpenedMessage, StartedTurn
+from contextd.store.tables import AnyRow
 from contextd.store.tail import LiveMessage, Tail
-from contextd.store.writer import Writer
+from contextd.store.writer import Unconfirmed, Writer
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
+# Refusals that may come of what another process wrote, and a commit of which nobody knows.
+_DOUBTFUL = (MessageClosed, SequenceConflict, SequenceGap, StaleProducer, Unconfirmed)
 RACES_MAX = 10  # lost to other processes in a row, before the caller hears of it
 
 
@@ -88,9 +98,17 @@ class Ledger:
 
         for _ in range(RACES_MAX):
             try:
-                return await self.writer.change(run, self._tell, context_id=context_id)
+                after = partial(self._tell, self.tail.now_s())
+                return await self.writer.change(run, after, context_id=context_id)
             except LostRaceError:
+                self.tail.drop_streaming(context_id)
                 log.info("another process changed the context first", context_id=context_id)
+            except _DOUBTFUL:
+                self.tail.drop_streaming(context_id)
+                raise
+            except ContextNotFound:
+                self.tail.drop_context(context_id)
+                raise
         raise Overloaded("Other processes change this context all the time.")
 
     async def edit_free(
@@ -108,9 +126,11 @@ class Ledger:
                 await edit.save()
             return edits
 
+        asked_s = self.tail.now_s()
+
         def tell(edits: Sequence[ContextEdit]) -> None:
             for edit in edits:
-                self._tell((edit, None))
+                self._tell(asked_s, (edit, None))
 
         await self.writer.change(run, tell)
 
@@ -133,19 +153,37 @@ class Ledger:
             live.message_key,
             fence=fence,
             texts=texts,
-            after=partial(self._tell_appended, live),
+            after=partial(self._tell_appended, live, self.tail.now_s()),
             first=first,
             sizes=sizes,
             sequences=sequences,
         )
 
-    def _tell_appended(self, live: LiveMessage, appended: Appended) -> None:
+    def learn(self, context_id: str, rows: Iterable[AnyRow], seen_s: float) -> None:
+        """Messages of a context were read, from `seen_s` (`tail.now_s`) on: what is told of them next
+        is not behind that."""
+        for row in rows:
+            is_open = row.status == MessageStatus.STREAMING
+            self.tail.learn(context_id, row.id, head=row.head, is_open=is_open, seen_s=seen_s)
+
+    def learn_context(self, context: AnyRow, open_rows: Iterable[AnyRow], seen_s: float) -> None:
+        """The same of a context and all its open messages."""
+        heads = {row.id: row.head for row in open_rows}
+        self.tail.learn_open(context.id, revision=context.revision, heads=heads, seen_s=seen_s)
+
+    def _tell_appended(self, live: LiveMessage, asked_s: float, appended: Appended | None) -> None:
+        if appended is None:
+            self.tail.drop(
+                live
+            )  # refused for what others wrote, or nobody knows whether it is stored
+            return
         self.tail.extend(
             live,
             appended.texts,
             appended.ends,
             head=appended.head,
             start_bytes=appended.start_bytes,
+            seen_s=asked_s,
         )
         self.hub.publish_head(
             Head(
@@ -158,24 +196,28 @@ class Ledger:
             )
         )
 
-    def _tell(self, outcome: tuple[ContextEdit, object]) -> None:
+    def _tell(self, asked_s: float, outcome: tuple[ContextEdit, object]) -> None:
         edit, _ = outcome
         self.turn_outcomes.update(edit.turn_outcomes)
         self.call_outcomes.update(edit.call_outcomes)
-        for notice in edit.notices:
-            self._tell_notice(edit.context_id, notice)
+        try:
+            for notice in edit.notices:
+                self._tell_notice(edit.context_id, notice, asked_s)
+        except Exception:
+            self.tail.drop_context(edit.context_id)  # it may have been told a part only
+            raise
         for turn_id in edit.stopped_turn_ids:
             self.listener.turn_stopped(turn_id)
         for turn in edit.started_turns:
             self.listener.turn_started(turn)
 
-    def _tell_notice(self, context_id: str, notice: Notice) -> None:
+    def _tell_notice(self, context_id: str, notice: Notice, asked_s: float) -> None:
         for opened in notice.opened:
-            self._hold(context_id, opened, notice.revision)
+            self._hold(context_id, opened, notice.revision, asked_s)
         for closed in notice.closed:
-            live = self.tail.get(context_id, closed.id)
-            if live is not None:
-                live.status = closed.status
+            self.tail.close(
+                context_id, closed.id, closed.status, final=closed.final, seen_s=asked_s
+            )
         self.hub.publish(
             revision=notice.revision,
             closings=[
@@ -198,14 +240,7 @@ class Ledger:
             ),
         )
 
-    def tell_elsewhere(self, closings: Sequence[Closing]) -> None:
-        """Another process closed these: what the tail says of them is out of date."""
-        for closing in closings:
-            live = self.tail.get(closing.context_id, closing.message_id)
-            if live is not None:
-                self.tail.drop(live)
-
-    def _hold(self, context_id: str, opened: OpenedMessage, revision: int) -> None:
+    def _hold(self, context_id: str, opened: OpenedMessage, revision: int, asked_s: float) -> None:
         live = LiveMessage(
             context_id=context_id,
             message_id=opened.id,
@@ -215,11 +250,12 @@ class Ledger:
             opened_revision=revision,
             produced=opened.produced,
         )
-        self.tail.add(live)
+        self.tail.add(live, seen_s=asked_s)
         if opened.texts:
             self.writer.chunks_written += len(opened.texts)
-            self.tail.extend(live, opened.texts, opened.ends, head=len(opened.texts))
-        live.status = opened.status
+            self.tail.extend(
+                live, opened.texts, opened.ends, head=len(opened.texts), seen_s=asked_s
+            )
         if opened.status is MessageStatus.STREAMING:
             self.hub.publish_head(
                 Head(

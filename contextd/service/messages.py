@@ -124,7 +124,10 @@ class Messages:
 
     async def get(self, context_id: str, message_id: str) -> Message:
         """Raises `ContextNotFound` or `MessageNotFound`."""
-        return message_wire(await self._reader.message(context_id, message_id), context_id)
+        seen_s = self._ledger.tail.now_s()
+        row = await self._reader.message(context_id, message_id)
+        self._ledger.learn(context_id, [row], seen_s)
+        return message_wire(row, context_id)
 
     async def list(
         self,
@@ -138,6 +141,7 @@ class Messages:
         """A branch in conversation order, then what is queued on it."""
         depth, queued_key = decode_cursor(cursor, (0, 0))
         depth = min(depth, DEPTH_MAX)
+        seen_s = self._ledger.tail.now_s()
         context, rows = await self._reader.conversation(
             context_id,
             branch=branch,
@@ -145,6 +149,7 @@ class Messages:
             after_queued_key=queued_key,
             limit=limit + 1,
         )
+        self._ledger.learn(context_id, rows, seen_s)
         more = len(rows) > limit
         rows = rows[:limit]
         for row in rows:
@@ -164,7 +169,9 @@ class Messages:
     ) -> MessagePage:
         """Messages changed after a revision, in the order of their changes, of all branches."""
         revision, key = decode_cursor(cursor, (since_revision, 2**62))
+        seen_s = self._ledger.tail.now_s()
         changes = await self._reader.changes(context_id, after=(revision, key), limit=limit)
+        self._ledger.learn_context(changes.context, changes.open_messages, seen_s)
         next_cursor = None
         if not changes.complete:
             last = changes.messages[-1]

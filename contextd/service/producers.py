@@ -7,7 +7,7 @@ silent for too long loses the message; each process measures that by its own mon
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -105,14 +105,17 @@ class Producers:
                 await _take_over(edit, row, request.producer)
             return await _as_it_is(edit, message_id), row is None
 
-        return (await self._ledger.edit(context_id, work))[1]
+        asked_s = self._ledger.tail.now_s()
+        _, (message, is_new) = await self._ledger.edit(context_id, work)
+        self._learn(message, asked_s)
+        return message, is_new
 
     async def find(self, context_id: str, message_id: str) -> LiveMessage:
         """What `append` writes to. Raises `ContextNotFound`, `MessageNotFound`.
 
         For a message that is not produced: `ContextBusy` while it is being written, `MessageClosed`.
         """
-        live = self._ledger.tail.get(context_id, message_id)
+        live = self._ledger.tail.trusted(context_id, message_id)
         if live is not None and live.produced:
             return live
         row = await self._reader.message(context_id, message_id)
@@ -187,7 +190,7 @@ class Producers:
                 )
             return await _as_it_is(edit, message_id)
 
-        return (await self._ledger.edit(context_id, work))[1]
+        return await self._edit(context_id, work)
 
     async def fail(self, context_id: str, message_id: str, request: FailRequest) -> Message:
         """Closes the message as failed, with what it has; again the same."""
@@ -199,7 +202,7 @@ class Producers:
                 await self._close(edit, [row], MessageStatus.FAILED, error=problem)
             return await _as_it_is(edit, message_id)
 
-        return (await self._ledger.edit(context_id, work))[1]
+        return await self._edit(context_id, work)
 
     async def keep(self) -> None:
         """Background task: takes the message from producers that are silent for too long."""
@@ -273,6 +276,24 @@ class Producers:
                 fence=epoch,
             ),
             branch=branch,
+        )
+
+    async def _edit(
+        self, context_id: str, work: Callable[[ContextEdit], Awaitable[Message]]
+    ) -> Message:
+        asked_s = self._ledger.tail.now_s()
+        _, message = await self._ledger.edit(context_id, work)
+        self._learn(message, asked_s)
+        return message
+
+    def _learn(self, message: Message, seen_s: float) -> None:
+        """A pull that follows this answer is not behind it, whichever process wrote the message."""
+        self._ledger.tail.learn(
+            message.context_id,
+            message.id,
+            head=message.current_sequence,
+            is_open=message.status is MessageStatus.STREAMING,
+            seen_s=seen_s,
         )
 
     async def _writable(

@@ -7,7 +7,7 @@ one snapshot, at whose revision the reader becomes live.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 
 import structlog
 
@@ -16,7 +16,7 @@ from contextd.core.message import MessageStatus
 from contextd.service.ledger import Ledger
 from contextd.signals.frames import Closing, Head, Standing, parse_cursor
 from contextd.signals.reader import Reader as StreamReader
-from contextd.store.reader import Reader
+from contextd.store.reader import Changes, Reader
 from contextd.store.tables import AnyRow
 
 log = structlog.get_logger(__name__)
@@ -51,21 +51,21 @@ class Streams:
     ) -> AsyncGenerator[bytes]:
         """The blocks that bring a reader from its cursor to now. Raises `ContextNotFound`."""
         if cursor is None:
+            seen_s = self._ledger.tail.now_s()
             page = await self._reader.newest_turn(context_id)
+            self._ledger.learn_context(page.context, page.open_messages, seen_s)
         else:
             revision = parse_cursor(self._ledger.database_id, cursor)
             after = (revision or 0, _AFTER_ALL_KEYS if revision else 0)
-            page = await self._reader.changes(context_id, after=after, limit=REPLAY_PAGE)
+            page = await self._changes_after(context_id, after)
             if page.context.revision < after[0]:  # a future revision: from the very beginning
-                page = await self._reader.changes(context_id, after=(0, 0), limit=REPLAY_PAGE)
+                page = await self._changes_after(context_id, (0, 0))
             while not page.complete and not reader.ending:
                 last = page.messages[-1]
                 # More of the last revision may follow, so only the one before it is complete.
                 yield reader.replay(_changes(context_id, page.messages), up_to=last.revision - 1)
                 try:
-                    page = await self._reader.changes(
-                        context_id, after=(last.revision, last.key), limit=REPLAY_PAGE
-                    )
+                    page = await self._changes_after(context_id, (last.revision, last.key))
                 except ContextNotFound:
                     # Deleted between two pages: the reader hears it as its last word.
                     self._ledger.hub.publish_deleted(context_id, last.revision + 1)
@@ -94,30 +94,46 @@ class Streams:
         await asyncio.gather(*self._catching_up.values(), return_exceptions=True)
 
     async def _compare(self) -> None:
-        await self._compare_tail()
         hub = self._ledger.hub
         watched = [name for name in hub.watched() if hub.contiguous(name) is not None]
         for start in range(0, len(watched), REPLAY_PAGE):
             page = watched[start : start + REPLAY_PAGE]
+            seen_s = self._ledger.tail.now_s()
             revisions = await self._reader.revisions(page)
+            open_rows = await self._reader.open_heads(page)
+            self._learn(page, revisions, open_rows, seen_s)
             for context_id in page:
                 seen = hub.contiguous(context_id)
                 if seen is not None and revisions.get(context_id, seen + 1) > seen:
                     self._on_gap(context_id)
-            for row in await self._reader.open_heads(page):
+            for row in open_rows:
                 hub.publish_head(_head(row.context_id, row))
 
-    async def _compare_tail(self) -> None:
-        """Forgets messages that another process has closed or written to: pulls ask SQL then."""
-        held = self._ledger.tail.streaming()
-        for start in range(0, len(held), REPLAY_PAGE):
-            page = held[start : start + REPLAY_PAGE]
-            still_open = await self._reader.still_open([live.message_key for live in page])
-            for live in page:
-                head = still_open.get(live.message_key)
-                behind = head is None or (live.produced and live.head < head)
-                if behind and live.status is MessageStatus.STREAMING:
-                    self._ledger.tail.drop(live)
+    def _learn(
+        self,
+        context_ids: Sequence[str],
+        revisions: Mapping[str, int],
+        open_rows: Sequence[AnyRow],
+        seen_s: float,
+    ) -> None:
+        """Compares the tail with what was read of these contexts, before readers are told of it."""
+        heads: dict[str, dict[str, int]] = {context_id: {} for context_id in context_ids}
+        for row in open_rows:
+            heads[row.context_id][row.id] = row.head
+        for context_id, found in heads.items():
+            if context_id in revisions:
+                self._ledger.tail.learn_open(
+                    context_id, revision=revisions[context_id], heads=found, seen_s=seen_s
+                )
+            else:
+                self._ledger.tail.drop_context(context_id)
+
+    async def _changes_after(self, context_id: str, after: tuple[int, int]) -> Changes:
+        """A page of changes, to be told: a pull that follows finds as much at least."""
+        seen_s = self._ledger.tail.now_s()
+        page = await self._reader.changes(context_id, after=after, limit=REPLAY_PAGE)
+        self._ledger.learn_context(page.context, page.open_messages, seen_s)
+        return page
 
     def _on_gap(self, context_id: str) -> None:
         if context_id not in self._catching_up:
@@ -142,7 +158,7 @@ class Streams:
         closings: list[Closing] = []
         try:
             while True:
-                page = await self._reader.changes(context_id, after=after, limit=REPLAY_PAGE)
+                page = await self._changes_after(context_id, after)
                 changes = _changes(context_id, page.messages)
                 closings += [change for change in changes if isinstance(change, Closing)]
                 if page.complete:
@@ -152,7 +168,6 @@ class Streams:
             self._ledger.tail.drop_context(context_id)
             self._ledger.hub.publish_deleted(context_id, seen + 1)
             return
-        self._ledger.tell_elsewhere(closings)
         self._ledger.hub.fill(
             context_id,
             after=seen,

@@ -46,9 +46,12 @@ class Appended(msgspec.Struct, frozen=True):
 
 
 class AppendHook(Protocol):
-    """Called after the commit, in commit order; must not raise, block or await."""
+    """Called after the commit, in commit order; must not raise, block or await.
 
-    def __call__(self, appended: Appended) -> None: ...
+    None: the append failed, its message is closed by now, or nobody knows whether it is stored.
+    """
+
+    def __call__(self, appended: Appended | None) -> None: ...
 
 
 def utf8_bytes(value: str) -> int:
@@ -112,8 +115,8 @@ class Append:
 
     def tell(self) -> None:
         """After the commit. What another try stored before the message was closed is old news."""
-        if self.error is None and self.result is not None and not self.result.closed:
-            self.after(self.result)
+        told = self.error is None and self.result is not None and not self.result.closed
+        self.after(self.result if told else None)
 
 
 class _Part:

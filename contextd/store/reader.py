@@ -419,16 +419,6 @@ class Reader:
         async with self.snapshot() as connection:
             return int((await connection.execute(select(database_now_ms()))).scalar_one())
 
-    async def still_open(self, keys: Sequence[int]) -> dict[int, int]:
-        """The heads of those of these messages that are open."""
-        async with self.snapshot() as connection:
-            found = await connection.execute(
-                select(heads.c.message_key, heads.c.head).where(
-                    heads.c.message_key.in_(keys), heads.c.is_open
-                )
-            )
-            return dict(found.all())
-
     async def revisions(self, context_ids: Sequence[str]) -> dict[str, int]:
         """The revision of each of these contexts that exists."""
         async with self.snapshot() as connection:
