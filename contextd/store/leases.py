@@ -26,14 +26,26 @@ RETRY_S = 0.5  # after a renewal that failed
 
 
 class Leases:
-    """This process's lease, and those of others. `lease_s` is how long a silent process counts as alive."""
+    """This process's lease, and those of others. `lease_s` is how long a silent process counts as alive.
 
-    def __init__(self, database: str, writer: Writer, *, owner_id: str, lease_s: float) -> None:
+    `clock` are seconds that are never set, by default the loop's.
+    """
+
+    def __init__(
+        self,
+        database: str,
+        writer: Writer,
+        *,
+        owner_id: str,
+        lease_s: float,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
         url = parse_url(database)
         self._engine = (
             postgresql_engine(url, connections=1) if dialect_of(url) == "postgresql" else None
         )
         self._writer = writer
+        self._clock = clock or asyncio.get_running_loop().time
         self._owner_id = owner_id
         self._lease_s = lease_s
         self._pause_s = lease_s / RENEWALS
@@ -47,12 +59,12 @@ class Leases:
         Who could not renew its own lease in time, because the database or this process stood still,
         gives the others time to renew theirs first: they may have stood still as well.
         """
-        return asyncio.get_running_loop().time() >= self._judges_from
+        return self._clock() >= self._judges_from
 
     async def renew(self) -> None:
         """This process lives, for the time of a lease from now. Raises what a write raises."""
         await self._write(self._renew)
-        now = asyncio.get_running_loop().time()
+        now = self._clock()
         if self._renewed_at is not None and now - self._renewed_at > 2 * self._pause_s:
             self._judges_from = now + self._pause_s
         self._renewed_at = now

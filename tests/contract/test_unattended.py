@@ -251,22 +251,22 @@ async def test_nothing_that_waits_delays_a_renewal(start: Start) -> None:
     assert order == ["renewed", *["queued"] * 20]
 
 
-async def test_who_could_not_renew_in_time_judges_nobody(
-    start: Start, database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_who_could_not_renew_in_time_judges_nobody(start: Start, database_url: str) -> None:
     """When the database was away for all, an owner that will be back has time to say so."""
+    now = 0.0
     async with start(HeldProvider(), **NEVER) as contextd:
         writer = contextd.service.ledger.writer
-        leases = Leases(database_url, writer, owner_id="x", lease_s=3)
-        loop = asyncio.get_running_loop()
-        real = loop.time
-        for later_s, judges in ((0.0, True), (1.5, True), (4.0, False), (4.5, False)):
-            monkeypatch.setattr(loop, "time", lambda: real() + later_s)  # noqa: B023
-            if later_s != 4.5:
+        leases = Leases(database_url, writer, owner_id="x", lease_s=3, clock=lambda: now)
+        for now, renews, judges in (
+            (0.0, True, True),
+            (1.5, True, True),
+            (4.0, True, False),
+            (4.9, False, False),
+            (5.0, False, True),
+        ):
+            if renews:
                 await leases.renew()
-            assert leases.judges is judges, later_s
-        monkeypatch.setattr(loop, "time", lambda: real() + 5.1)
-        assert leases.judges
+            assert leases.judges is judges, now
         await leases.close()
 
 
