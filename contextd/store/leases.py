@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, delete, insert, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from contextd.core.errors import ShuttingDown
-from contextd.store.engines import dialect_of, parse_url, postgresql_engine
+from contextd.store.engines import WRITING, dialect_of, parse_url, postgresql_engine
 from contextd.store.tables import database_now_ms, nodes
 from contextd.store.trouble import translated
 from contextd.store.writer import Writer
@@ -42,7 +42,9 @@ class Leases:
     ) -> None:
         url = parse_url(database)
         self._engine = (
-            postgresql_engine(url, connections=1) if dialect_of(url) == "postgresql" else None
+            postgresql_engine(url, connections=1, session=WRITING)
+            if dialect_of(url) == "postgresql"
+            else None
         )
         self._writer = writer
         self._clock = clock or asyncio.get_running_loop().time
