@@ -267,7 +267,7 @@ class VirtualConnection:
 
     def _check(self) -> None:
         if self.lost:
-            raise sqlite3.OperationalError(GONE)
+            raise refusal(GONE, "SQLITE_CANTOPEN")
 
 
 class VirtualCursor:
