@@ -168,7 +168,11 @@ async def running(
     )
     ledger = Ledger(
         writer=writer,
-        tail=Tail(bytes_max=settings.tail_bytes_max, trust_s=min(TRUST_S, settings.poll_s)),
+        tail=Tail(
+            bytes_max=settings.tail_bytes_max,
+            trust_s=min(TRUST_S, settings.poll_s),
+            clock=time.monotonic,
+        ),
         hub=hub,
         database_id=incarnation.value,
         owner_id=make_id(),

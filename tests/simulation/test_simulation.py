@@ -14,7 +14,6 @@ LINES_SHOWN = 80
 
 @pytest.mark.parametrize("servers", [1, 2])
 @pytest.mark.parametrize("first", range(1, SEEDS + 1, RUNS_OF_A_TEST))
-@pytest.mark.xfail(reason="What docs/simulation.md says it found is not mended yet", strict=False)
 def test_every_promise_is_kept(first: int, servers: int) -> None:
     """What fails says how to run it again."""
     for seed in range(first, first + RUNS_OF_A_TEST):
