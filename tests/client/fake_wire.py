@@ -166,6 +166,7 @@ def turn_json(context: FakeContext, turn: FakeTurn) -> dict[str, Any]:
         "started_at": AT,
         "ended_at": None,
         "first_chunk_ms": None,
+        "finish_reason": None,
         "phases": {},
         "message_ids": turn.message_ids,
         "usage": None,
