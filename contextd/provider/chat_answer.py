@@ -75,7 +75,7 @@ class Answer:
         self._calls = ToolCalls(names or AnyNames())
         self._kept = _Kept()
         self._usage: Usage | None = None
-        self._blank = ""  # white space that no text has followed yet
+        self._blank: list[str] = []  # white space that no text has followed yet
         self._in_text = False
         self._is_answer = False
         self._is_foreign = False
@@ -158,11 +158,11 @@ class Answer:
             self._in_text = False
             yield ThinkingDelta(content)
             return
-        content = self._blank + content
         if not self._in_text and content.isspace():
-            self._blank = content
+            self._blank.append(content)
             return
-        self._blank, self._in_text = "", True
+        content = "".join([*self._blank, content])
+        self._blank, self._in_text = [], True
         yield TextDelta(content)
 
     def _reason(self) -> str:
@@ -181,43 +181,94 @@ def _plain(reason: str | None) -> str | None:
 
 
 def _bounded(attached: JsonObject) -> JsonObject:
-    """As it can be stored, and nothing where it is too large: the server will say that it misses it."""
-    too_large = len(json.dumps(attached)) > KEPT_CHARS_MAX
-    return {} if too_large else cast("JsonObject", in_strings(attached, storable))
+    """As it can be stored, and nothing where it is too large or nested too deeply for that.
+
+    The server will say that it misses it.
+    """
+    try:
+        if len(json.dumps(attached)) > KEPT_CHARS_MAX:
+            return {}
+        return cast("JsonObject", in_strings(attached, storable))
+    except RecursionError:
+        return {}
 
 
 class _Kept:
-    """What the server wants back with an answer that calls tools: pieces are joined as they came."""
+    """What the server wants back with an answer that calls tools: pieces are joined as they came.
+
+    Nothing is kept of a field that grows too large, or is a list at one time and an object at another.
+    """
 
     def __init__(self) -> None:
-        self._fields: JsonObject = {}
+        self._lists: dict[str, list[Any]] = {}
+        self._objects: JsonObject = {}
+        self._lost: set[str] = set()
+        self._pieces = 0
         self._reasoning_field: str | None = None
 
     def add(self, piece: Piece) -> None:
         self._reasoning_field = piece.reasoning_field or self._reasoning_field
         for name, value in piece.kept.items():
-            if isinstance(value, list):
-                _join(self._fields.setdefault(name, []), value)
-            elif isinstance(value, dict):
-                self._fields[name] = {**self._fields.get(name, {}), **value}
+            if isinstance(value, list) and name not in self._objects:
+                self._join(name, value)
+            elif isinstance(value, dict) and name not in self._lists:
+                self._objects[name] = {**self._objects.get(name, {}), **value}
+            else:
+                self._lost.add(name)
 
     def facts(self) -> JsonObject:
-        facts = dict(self._fields)
+        lists = {name: [_whole(item) for item in items] for name, items in self._lists.items()}
+        kept = {**lists, **self._objects}
+        facts = {name: value for name, value in kept.items() if name not in self._lost}
         if self._reasoning_field is not None:
             facts["reasoning_field"] = self._reasoning_field
         return facts
 
+    def _join(self, name: str, items: list[Any]) -> None:
+        """Text that grows is a list of its pieces until the end: each piece costs only itself."""
+        joined = self._lists.setdefault(name, [])
+        for item in items:
+            self._pieces += 1
+            last = joined[-1] if joined else None
+            if isinstance(item, dict) and isinstance(last, dict) and _is_more_of(last, item):
+                _grow(last, item)
+            else:
+                joined.append(_in_pieces(item) if isinstance(item, dict) else item)
+        if self._pieces > KEPT_CHARS_MAX:  # each has a character at least
+            self._lost.add(name)
+            joined.clear()
 
-def _join(joined: list[Any], items: list[Any]) -> None:
-    for item in items:
-        last = joined[-1] if joined else None
-        if isinstance(item, dict) and isinstance(last, dict) and _is_more_of(last, item):
-            for name, value in item.items():
-                both = isinstance(value, str) and isinstance(last.get(name), str)
-                grows = both and name in ("text", "summary", "thinking", "data", "signature")
-                last[name] = last[name] + value if grows else (last.get(name) or value)
-        else:
-            joined.append(dict(item) if isinstance(item, dict) else item)
+
+def _in_pieces(item: JsonObject) -> JsonObject:
+    return {
+        name: _Pieces([value]) if name in _GROWING and isinstance(value, str) else value
+        for name, value in item.items()
+    }
+
+
+def _grow(last: JsonObject, item: JsonObject) -> None:
+    for name, value in item.items():
+        grown = last.get(name)
+        if isinstance(grown, _Pieces) and isinstance(value, str):
+            grown.append(value)
+        elif not grown:
+            last |= _in_pieces({name: value})
+
+
+def _whole(item: Any) -> Any:
+    if not isinstance(item, dict):
+        return item
+    return {
+        name: "".join(value) if isinstance(value, _Pieces) else value
+        for name, value in item.items()
+    }
+
+
+class _Pieces(list[str]):
+    """Text that has come so far."""
+
+
+_GROWING = frozenset({"text", "summary", "thinking", "data", "signature"})
 
 
 def _is_more_of(last: JsonObject, item: JsonObject) -> bool:

@@ -7,7 +7,8 @@ a piece without one goes on with a call that has begun, and a piece with one goe
 it can: neither index, id nor name is another's, and the arguments so far are not a whole object already.
 
 A call that may be another one said again is held back until the end; then it is left out if it says the
-same. Where it cannot be told what was meant, the call is not run, and the model is told why.
+same. Where it cannot be told what was meant, no call that it may concern is run, and the model is told
+why: arguments that may belong to several unfinished calls, and one call with two sets of arguments.
 """
 
 import re
@@ -26,6 +27,7 @@ CALLS_CHARS_MAX = 1024 * 1024  # of the arguments of all calls of one answer
 
 NO_ARGUMENTS = "{}"
 MIXED_UP = "the pieces of this answer's calls do not say which call the arguments belong to"
+SAID_TWICE = "this call came twice under one id, with other arguments each time"
 NO_END = "the answer ended without a word on why, before this call had arguments"
 
 
@@ -116,14 +118,13 @@ class ToolCalls:
                 left_out.add(id(call))
             elif call.has_id_of(first) and not first.id and not first.arguments.begun:
                 left_out.add(id(first))
+            elif call.has_id_of(first) and call.may_have(first.index, first.given_id):
+                first.refusal = call.refusal = SAID_TWICE
         return [call for call in self._calls if call.function and id(call) not in left_out]
 
     def _refusal(self, call: "_Call", *, has_reason: bool) -> str | None:
-        if call.arguments.begun:
-            return None
-        if call.doubtful:
-            return MIXED_UP
-        return None if has_reason else NO_END
+        unended = None if call.arguments.begun or has_reason else NO_END
+        return call.refusal or unended
 
     def _call_of(self, part: CallPart, name: str) -> "_Call | None":
         """The call that goes on with `part`, null where it begins one."""
@@ -142,9 +143,11 @@ class ToolCalls:
 
     def _joined_name(self, call: "_Call", name: str) -> str | None:
         """The name of a call whose name comes in pieces; null where this piece is none of it."""
-        if not name or call.arguments.begun or self._names.offered(call.function):
+        if not name or call.arguments.begun:
             return None
         if self._names.offered(name) and not name.startswith(call.function):
+            return None
+        if self._names.offered(name) and self._names.offered(call.function):
             return None
         joined = name if name.startswith(call.function) else call.function + name
         return joined if call.function and self._names.begins(joined) else None
@@ -160,25 +163,17 @@ class ToolCalls:
         piece, so one that names nothing known goes on with the newest call.
         """
 
-        def has_id(call: _Call) -> bool:
-            return bool(part.id) and call.given_id == part.id
-
-        def has_index(call: _Call) -> bool:
-            return part.index is not None and call.index == part.index
-
-        named = (
-            self._last(lambda call: has_id(call) and has_index(call))
-            or self._last(has_id)
-            or self._last(has_index)
-        )
-        if named is not None or part.id:
-            return named
-        newest = self._last(lambda _: True)
-        for call in self._calls:
-            call.doubtful = call.doubtful or (
-                call is not newest and not call.arguments.whole and bool(part.arguments)
-            )
-        return newest
+        with_id = [call for call in self._calls if part.id and call.given_id == part.id]
+        with_index = [
+            call for call in self._calls if part.index is not None and call.index == part.index
+        ]
+        both = [call for call in with_id if call in with_index]
+        fitting = both or with_id or with_index or ([] if part.id else self._calls)
+        unfinished = [call for call in fitting if not call.arguments.whole]
+        if part.arguments and any(call is not fitting[-1] for call in unfinished):
+            for call in (*unfinished, fitting[-1]):
+                call.refusal = MIXED_UP
+        return fitting[-1] if fitting else None
 
     def _last(self, fits: Callable[["_Call"], bool]) -> "_Call | None":
         return next((call for call in reversed(self._calls) if fits(call)), None)
@@ -223,7 +218,7 @@ class ToolCalls:
 class _Call:
     """One call. `id` and `name` are settled with its first delta, and empty until then.
 
-    `repeats`: the call that this one may be, said again. `doubtful`: arguments came that may be its own.
+    `repeats`: the call that this one may be, said again. `refusal`: why it must not run.
     """
 
     def __init__(self, index: int | None, repeats: "_Call | None") -> None:
@@ -235,7 +230,7 @@ class _Call:
         self.name = ""
         self.arguments = Arguments()
         self.attached: JsonObject = {}
-        self.doubtful = False
+        self.refusal: str | None = None
 
     def may_have(self, index: int | None, id_: str) -> bool:
         """Whether neither is another call's."""

@@ -57,7 +57,7 @@ def read_chunk(payload: object) -> Piece:
     if not isinstance(payload, dict):
         raise ValueError("it is no JSON object")
     choices = [choice for choice in _listed(payload.get("choices")) if _is_first(choice)]
-    usage = Usage.read(payload.get("usage")) or Usage.read(_member(payload.get("x_groq"), "usage"))
+    usage = _usage(payload) or _usage(payload.get("x_groq"))
     if not choices:
         return Piece(usage=usage, is_chunk="choices" in payload or usage is not None)
     choice = choices[0]
@@ -71,7 +71,7 @@ def read_chunk(payload: object) -> Piece:
         calls=list(_calls(delta)),
         kept={name: delta[name] for name in KEPT_FIELDS if delta.get(name)},
         finish_reason=_finish_reason(choice),
-        usage=usage or Usage.read(choice.get("usage")),
+        usage=usage or _usage(choice),
         error=choice.get("error") or None,
         is_chunk=True,
     )
@@ -181,5 +181,6 @@ def _listed(value: object) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _member(value: object, name: str) -> object:
-    return value.get(name) if isinstance(value, dict) else None
+def _usage(value: object) -> Usage | None:
+    """What is reported with `value`; null where that says nothing."""
+    return Usage.read(value.get("usage") or None) if isinstance(value, dict) else None

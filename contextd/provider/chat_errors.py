@@ -9,6 +9,7 @@ import math
 import re
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
 
 import msgspec
@@ -16,6 +17,8 @@ import msgspec
 from contextd.provider import FatalError, InputTooLongError, ProviderError, TransientError
 
 RETRY_AFTER_S_MAX = 3600.0
+WORDS_CHARS_MAX = 10_000  # that are searched
+_CODE_CHARS_MAX = 100
 _DEPTH_MAX = 6
 
 _TRANSIENT_STATUSES = {
@@ -46,7 +49,8 @@ _STATUS_BY_WORD = (
 )
 
 _QUOTA_CODES = re.compile(
-    r"insufficient_(quota|balance|credit)|billing|exceeded_current_quota|credits?_exhausted|payment",
+    r"insufficient_(quota|balance|credit)|billing|exceeded_current_quota|credits?_exhausted|payment"
+    r"|budget_exceeded",
     re.IGNORECASE,
 )
 _QUOTA_WORDS = re.compile(
@@ -60,20 +64,22 @@ _TOO_LONG_CODES = re.compile(
     re.IGNORECASE,
 )
 _TOO_LONG_WORDS = re.compile(
-    r"maximum context (length|window|size)|maximum model length"
+    r"maximum (context|prompt|input) (length|window|size)|maximum model length"
     r"|(exceed|overflow|larger|longer|greater)\w*.{0,60}context|context.{0,60}(exceed|overflow)"
     r"|(prompt|input|request|message)s? (is|are) too (long|large)|request too large"
     r"|input token count|too many (input )?tokens|exceeds?.{0,40}(number of )?(input )?tokens"
+    r"|exceeded.{0,40}token limit|tokens.{0,40}must be <=?"
     r"|reduce the length of|(prompt|input).{0,60}too large",
     re.IGNORECASE | re.DOTALL,
 )
 _LIMIT = re.compile(
-    r"(?:maximum|max|limit|context (?:length|size|window)|allowed)\D{0,60}?(\d{2,})"
-    r"|>\s*(\d{2,})|(\d{2,})\s*(?:tokens?\s*)?maximum",
+    r"(?:maximum|max|limit|context (?:length|size|window)|allowed)\D{0,60}?(\d{2,9})(?!\d)"
+    r"|[>≤]\s*(\d{2,9})(?!\d)|(?<!\d)(\d{2,9})\s*(?:tokens?\s*)?maximum",
     re.IGNORECASE,
 )
 _TRY_AGAIN_IN = re.compile(
-    r"(?:try again|retry) in (?:(?P<h>\d+)h)?(?:(?P<m>\d+)m(?!s))?(?:(?P<s>[\d.]+)(?P<unit>ms|s))?",
+    r"(?:try again|retry) (?:in|after) (?:(?P<h>\d{1,9})\s?h[a-z]*\s?)?(?:(?P<m>\d{1,9})\s?m(?!s)[a-z]*\s?)?"
+    r"(?:(?P<s>[\d.]{1,20})\s?(?P<unit>ms|mill|s))?",
     re.IGNORECASE,
 )
 _DELAY = re.compile(r"(?P<s>[\d.]+)s\Z")
@@ -112,11 +118,13 @@ def error_in(payload: object) -> object | None:
 
 def failure(refusal: Refusal, message: str) -> ProviderError:
     """The error for `refusal`. `message` is fit for a client's eyes."""
-    codes, words = " ".join(_codes(refusal.body)), words_of(refusal.body)
+    body = _parsed(refusal.body)
+    codes, words = " ".join(_codes(body)), words_of(body)[:WORDS_CHARS_MAX]
     status = refusal.status if refusal.status is not None else _status(codes)
     if _is_too_long(status, codes, words):
-        return InputTooLongError("input_too_long", message, tokens_max=_tokens_max(words))
-    retry_after_s = _retry_after_s(refusal, words)
+        tokens_max = next(_context_sizes(body), None) or _tokens_max(words)
+        return InputTooLongError("input_too_long", message, tokens_max=tokens_max)
+    retry_after_s = _retry_after_s(refusal.headers, body, words)
     if _is_spent(status, codes, words, retry_after_s):
         return FatalError("provider_quota", message)
     transient = _TRANSIENT_STATUSES.get(status, "provider_unavailable" if status >= 500 else None)
@@ -146,15 +154,21 @@ def words_of(value: object, depth: int = 0) -> str:
 
 
 def _words_of_text(text: str, depth: int) -> str:
-    if text[:1] in ("{", "[") or text == "null":
-        try:
-            return words_of(json.loads(text), depth + 1)
-        except (ValueError, RecursionError):
-            return text
+    value = _parsed(text)
+    if not isinstance(value, str):
+        return words_of(value, depth + 1)
     if text.startswith("<"):  # a proxy's page says nothing, an XML document may
-        found = _XML_MESSAGE.search(text)
+        found = _XML_MESSAGE.search(text[:WORDS_CHARS_MAX])
         return found[1].strip() if found else ""
     return text
+
+
+def _parsed(value: object) -> object:
+    """Text that is a JSON object or list as that; anything else as it is."""
+    if isinstance(value, str) and (value.lstrip()[:1] in ("{", "[") or value.strip() == "null"):
+        with suppress(ValueError, RecursionError):
+            return json.loads(value)
+    return value
 
 
 def _codes(value: object, depth: int = 0) -> Iterator[str]:
@@ -164,15 +178,12 @@ def _codes(value: object, depth: int = 0) -> Iterator[str]:
     if isinstance(value, list):
         for item in value:
             yield from _codes(item, depth + 1)
-    if isinstance(value, str) and value.strip()[:1] == "{":
-        try:
-            yield from _codes(json.loads(value), depth + 1)
-        except (ValueError, RecursionError):
-            return
+    if isinstance(value, str) and not isinstance(parsed := _parsed(value), str):
+        yield from _codes(parsed, depth + 1)
     if isinstance(value, dict):
         for key in ("code", "type", "status", "error_type", "reason", "quotaId"):
             if isinstance(value.get(key), str | int):
-                yield str(value[key])
+                yield str(value[key])[:_CODE_CHARS_MAX]
         for key in ("error", "metadata", "raw", "details", "violations", "detail"):
             yield from _codes(value.get(key), depth + 1)
 
@@ -208,19 +219,27 @@ def _is_spent(status: int, codes: str, words: str, retry_after_s: float | None) 
     return status in (400, 403, 429) and retry_after_s is None and bool(_QUOTA_WORDS.search(words))
 
 
-def _retry_after_s(refusal: Refusal, words: str) -> float | None:
+def _context_sizes(value: object, depth: int = 0) -> Iterator[int]:
+    """What a model takes, where the server tells it in a field of its own."""
+    if isinstance(value, dict) and depth <= _DEPTH_MAX:
+        size = value.get("n_ctx")
+        if isinstance(size, int) and 0 < size < 10**9:
+            yield size
+        yield from _context_sizes(value.get("error"), depth + 1)
+
+
+def _retry_after_s(headers: Mapping[str, str], body: object, words: str) -> float | None:
     """Seconds from now, from the headers or the body; null where there are none that can be read."""
-    if (millis := _number(refusal.headers.get("retry-after-ms"))) is not None:
+    if (millis := _number(headers.get("retry-after-ms"))) is not None:
         return _bounded(millis / 1000)
-    header = refusal.headers.get("retry-after")
-    if header is not None:
+    if header := headers.get("retry-after"):
         return _bounded(_seconds_or_date(header, time.time()))
-    if delay := next(_delays(refusal.body), None):
+    if delay := next(_delays(body), None):
         return _bounded(_number(delay["s"]))
     found = _TRY_AGAIN_IN.search(words)
     if found is None or not any(found.group("h", "m", "s")):
         return None
-    unit_s = 0.001 if found["unit"] == "ms" else 1.0
+    unit_s = 0.001 if (found["unit"] or "").lower().startswith("m") else 1.0
     seconds = (_number(found["s"]) or 0.0) * unit_s
     return _bounded(3600 * int(found["h"] or 0) + 60 * int(found["m"] or 0) + seconds)
 

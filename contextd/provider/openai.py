@@ -248,9 +248,13 @@ async def _events(
 ) -> AsyncIterator[Event]:
     """What the bytes say. Where they say nothing, they are at least a sign of life."""
     async for raw in _until_silent(body, answer):
-        events = [event for payload in payloads.feed(raw) for event in answer.read(payload)]
-        for event in events or [SignOfLife()]:
-            yield event
+        is_silent = True
+        for payload in payloads.feed(raw):
+            for event in answer.read(payload):
+                is_silent = False
+                yield event
+        if is_silent:
+            yield SignOfLife()
         if payloads.done:
             return
     for payload in payloads.end():

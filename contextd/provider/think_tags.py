@@ -22,6 +22,8 @@ class ThinkTags:
 
     def __init__(self) -> None:
         self._held = ""
+        self._blank: list[str] = []  # white space before what is held, while no text has begun
+        self._breaks = 0  # line breaks at the end of the reasoning, before what is held
         self._close: str | None = None  # what ends the reasoning that is being read
         self._fresh = False  # nothing of that reasoning has been said: line breaks before it go
         self._thought = False
@@ -44,21 +46,23 @@ class ThinkTags:
 
     def rest(self) -> Iterator[Part]:
         """What is left at the end: reasoning that was not ended, or what was no tag after all."""
-        text, self._held = self._held, ""
+        before = "".join(self._blank) if self._close is None else "\n" * self._breaks
+        text, self._held, self._blank, self._breaks = before + self._held, "", [], 0
         if text:
             yield ("text" if self._close is None else "thinking"), text
 
     def _read_opening(self) -> None:
         text = self._held.lstrip()
+        if not self._thought:  # the white space between the reasoning and the answer is neither's
+            self._blank.append(self._held[: len(self._held) - len(text)])
+        self._held = text
         for opening, close in _CLOSE_BY_OPEN.items():
             if text.startswith(opening):
                 self._held, self._close, self._fresh = text[len(opening) :], close, True
+                self._blank = []
                 return
-        if any(opening.startswith(text) for opening in _CLOSE_BY_OPEN):
-            return
-        self._over = True
-        if self._thought:
-            self._held = text  # the white space between the reasoning and the answer is neither's
+        if not any(opening.startswith(text) for opening in _CLOSE_BY_OPEN):
+            self._held, self._blank, self._over = "".join([*self._blank, text]), [], True
 
     def _read_reasoning(self, close: str) -> Iterator[Part]:
         if self._fresh:
@@ -67,24 +71,20 @@ class ThinkTags:
         thinking, found, after = self._held.partition(close)
         if found:
             self._held, self._close, self._thought = after, None, True
-            thinking = thinking.rstrip("\n")
         else:
             kept = _beginning_of(close, thinking)
-            thinking, self._held = (
-                thinking[: len(thinking) - kept],
-                thinking[len(thinking) - kept :],
-            )
-        if thinking:
-            yield "thinking", thinking
+            thinking, self._held = thinking[: len(thinking) - kept], thinking[len(thinking) - kept :]
+        said = thinking.rstrip("\n")
+        breaks, self._breaks = self._breaks, len(thinking) - len(said)
+        if said:
+            yield "thinking", "\n" * breaks + said
+        elif not found:
+            self._breaks += breaks
+        if found:
+            self._breaks = 0  # line breaks before the end of the reasoning go
 
 
 def _beginning_of(tag: str, text: str) -> int:
-    """How many characters at the end of `text` may be the beginning of `tag`, or line breaks before it."""
-    for length in range(min(len(tag) - 1, len(text)), 0, -1):
-        if text.endswith(tag[:length]):
-            return length + _line_breaks(text[:-length])
-    return _line_breaks(text)
-
-
-def _line_breaks(text: str) -> int:
-    return len(text) - len(text.rstrip("\n"))
+    """How many characters at the end of `text` may be the beginning of `tag`."""
+    lengths = range(min(len(tag) - 1, len(text)), 0, -1)
+    return next((length for length in lengths if text.endswith(tag[:length])), 0)
