@@ -18,7 +18,7 @@ from contextd.provider import (
     UsageReport,
 )
 from contextd.provider.chat_calls import AnyNames, Names, ToolCalls
-from contextd.provider.chat_chunk import Piece, read_chunk
+from contextd.provider.chat_chunk import KEPT_NAMES_MAX, Piece, read_chunk
 from contextd.provider.chat_errors import Refusal, RefusedError, error_in
 from contextd.provider.think_tags import ThinkTags
 
@@ -212,7 +212,10 @@ class _Kept:
             if isinstance(value, list) and name not in self._objects:
                 self._join(name, value)
             elif isinstance(value, dict) and name not in self._lists:
-                self._objects[name] = {**self._objects.get(name, {}), **value}
+                self._objects.setdefault(name, {}).update(value)
+                if len(self._objects[name]) > KEPT_NAMES_MAX:
+                    self._lost.add(name)
+                    self._objects[name].clear()
             else:
                 self._lost.add(name)
 

@@ -20,7 +20,7 @@ from contextd.core.text import storable
 from contextd.core.values import LABEL_CHARS_MAX, WHOLE_ID_PATTERN, JsonObject
 from contextd.provider import FatalError, ToolCallDelta, ToolCallFacts
 from contextd.provider.chat_arguments import Arguments
-from contextd.provider.chat_chunk import CallPart
+from contextd.provider.chat_chunk import KEPT_NAMES_MAX, CallPart
 
 CALLS_MAX = 128
 CALLS_CHARS_MAX = 1024 * 1024  # of the arguments of all calls of one answer
@@ -81,7 +81,7 @@ class ToolCalls:
         call = self._call_of(part, name) or self._begin(part, name)
         call.given_id = call.given_id or part.id
         call.function = self._joined_name(call, name) or call.function or name
-        call.attached |= part.attached
+        call.attach(part.attached)
         call.arguments.add(part.arguments)
         for one in self._calls:
             if one.repeats is None:
@@ -230,12 +230,18 @@ class _Call:
         self.name = ""
         self.arguments = Arguments()
         self.attached: JsonObject = {}
+        self._attaches = True
         self.refusal: str | None = None
 
     def may_have(self, index: int | None, id_: str) -> bool:
         """Whether neither is another call's."""
         same_index = index is None or self.index is None or index == self.index
         return same_index and (not id_ or not self.given_id or id_ == self.given_id)
+
+    def attach(self, attached: JsonObject) -> None:
+        """More that goes back with the call; nothing goes back where it is too much."""
+        self._attaches = self._attaches and len({**self.attached, **attached}) <= KEPT_NAMES_MAX
+        self.attached = {**self.attached, **attached} if self._attaches else {}
 
     def has_id_of(self, other: "_Call") -> bool:
         return bool(self.given_id) and self.given_id == other.given_id

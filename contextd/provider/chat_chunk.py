@@ -16,6 +16,7 @@ from contextd.core.values import JsonObject
 
 # Fields of an answer that a server wants back with it, and whose pieces are collected.
 KEPT_FIELDS = ("reasoning_details", "thinking_blocks", "extra_content")
+KEPT_NAMES_MAX = 256  # of the members of one object that is to be given back
 _REASONING_FIELDS = ("reasoning_content", "reasoning")
 _CALL_FIELDS = frozenset({"index", "id", "type", "function", "name", "arguments"})
 _FUNCTION_FIELDS = frozenset({"name", "arguments"})

@@ -73,7 +73,10 @@ class ThinkTags:
             self._held, self._close, self._thought = after, None, True
         else:
             kept = _beginning_of(close, thinking)
-            thinking, self._held = thinking[: len(thinking) - kept], thinking[len(thinking) - kept :]
+            thinking, self._held = (
+                thinking[: len(thinking) - kept],
+                thinking[len(thinking) - kept :],
+            )
         said = thinking.rstrip("\n")
         breaks, self._breaks = self._breaks, len(thinking) - len(said)
         if said:

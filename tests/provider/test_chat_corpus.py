@@ -222,7 +222,7 @@ def test_an_answer_is_read(stream: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("stream", ANSWERS)
 def test_an_answer_is_cut(stream: dict[str, Any]) -> None:
-    """A cut answer is none, unless the model has said its last word: then its calls are those of the whole."""
+    """A cut answer is none. After the model's last word it is one, with the calls of the whole."""
     events = events_of(stream)
     whole = read(events)
     for kept in range(len(events)):
