@@ -7,6 +7,7 @@ follow is said before the end, and the cutting of the pieces decides nothing.
 
 import json
 from collections.abc import Iterator
+from itertools import dropwhile
 from typing import Any
 
 from contextd.core.text import TextPieces
@@ -24,6 +25,8 @@ class Arguments:
         self._said_chars = 0
         self._first = ""  # the character that says what comes
         self._object = _ObjectEnd()
+        self._has_more = False  # something stands behind the object
+        self._chars = 0
         self._settled = False
 
     @property
@@ -38,8 +41,8 @@ class Arguments:
 
     @property
     def empty(self) -> bool:
-        """Whether the object that came first has no members."""
-        return self.whole and not self._object.has_member
+        """Whether an object without members came, and nothing else."""
+        return self.whole and not self._object.has_member and not self._has_more
 
     def add(self, piece: str) -> None:
         """More of the text."""
@@ -79,6 +82,10 @@ class Arguments:
             self._object.read(text)
             self._all.append(text)
             self._held.append(text)
+            self._chars += len(text)
+            if (end := self._object.end) is not None:
+                behind = text[-(self._chars - end) :] if self._chars > end else ""
+                self._has_more = self._has_more or bool(behind.strip(JSON_SPACE))
 
     def _sayable_chars(self) -> int | None:
         """How much of what is held can be said; null for all."""
@@ -107,9 +114,12 @@ def _resolved(text: str) -> str:
     if not objects or None in objects:
         return text
     found = [one for one in objects if one is not None]
-    full = [one for one in found if one[0]] or found
-    first = _dumped(full[0][0])
-    return full[0][1] if all(_dumped(value) == first for value, _ in full) else text
+    # An empty object stands for what comes only before it: behind it, it may be another call's.
+    full = list(dropwhile(lambda one: not one[0], found)) or found
+    try:
+        return full[0][1] if len({_dumped(value) for value, _ in full}) == 1 else text
+    except ValueError:
+        return text
 
 
 def _values(text: str) -> Iterator[tuple[Any, str]]:
@@ -137,11 +147,18 @@ def _as_object(value: Any, text: str) -> tuple[dict[str, Any], str] | None:
 
 def _canonical(text: str) -> str | None:
     values = list(_values(text or "{}"))
-    return _dumped(values[0][0]) if len(values) == 1 else None
+    try:
+        return _dumped(values[0][0]) if len(values) == 1 else None
+    except ValueError:
+        return None
 
 
 def _dumped(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)
+    """Raises `ValueError` for what is nested too deeply."""
+    try:
+        return json.dumps(value, sort_keys=True)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 class _ObjectEnd:

@@ -62,16 +62,15 @@ class Reply:
         self.parts = [self._parts(number, *call) for number, call in enumerate(calls)]
 
     def _parts(self, number: int, name: str, value: dict[str, Any]) -> list[dict[str, Any]]:
-        text = json.dumps(value, ensure_ascii=self.chance.random() < 0.5)
-        if self.chance.random() < 0.2:
-            text = json.dumps(text)
+        plain = json.dumps(value, ensure_ascii=self.chance.random() < 0.5)
+        text = json.dumps(plain) if self.chance.random() < 0.2 else plain
         pieces = self._cut(text)
         # One that another call follows before the arguments is taken for a call without any.
         may_stand = bool(value) and not self.is_mixed and not self.is_merged
         placeholder = ["{}"] if may_stand and self.chance.random() < 0.2 else [""]
         again = []
         if self.says_again:
-            again = [json.dumps(text) if self.says_again == "double-encoded" else text]
+            again = [json.dumps(plain) if self.says_again == "double-encoded" else text]
         named = [name, *[""] * len(pieces)]
         parts = [
             self._part(number, function, piece)
