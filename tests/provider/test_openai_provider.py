@@ -194,6 +194,7 @@ def test_any_text_in_any_pieces_can_be_stored(content: str, draw: st.DataObject)
     events += answer.end(done=True)
     assert all(written(events))
     expected = encoded.decode("utf-16-le", "replace").replace("\0", "\ufffd")
+    expected = "" if expected.isspace() else expected  # white space alone is no message
     assert "".join(written(events)) == expected
 
 
