@@ -3,7 +3,7 @@
 import json
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
@@ -197,6 +197,15 @@ ATTACKS = {
 }
 
 
+@pytest.fixture
+def hang_up_counts() -> Iterator[None]:
+    """A process that was told to ignore SIGHUP, as by `nohup`, hands that on; the server honours it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hang_up_counts")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_attacks_keep_nobody_waiting_and_the_server_stops(
     make_server: Callable[..., Server], number: int
