@@ -21,8 +21,9 @@ log = structlog.get_logger(__name__)
 
 
 class Kind(Enum):
-    """The kinds of database errors. The first three may pass."""
+    """The kinds of database errors. The first four may pass."""
 
+    HELD = auto()  # a trigger holds this one write back
     BUSY = auto()  # locked by others, or rolled back in their favour
     AWAY = auto()  # no connection: cut, refused, starting, stopping
     FULL = auto()  # the disk is full or fails
@@ -43,7 +44,7 @@ class Trouble(msgspec.Struct, frozen=True):
     @property
     def may_pass(self) -> bool:
         """Whether the same write may succeed later without an operator."""
-        return self.kind in {Kind.BUSY, Kind.AWAY, Kind.FULL}
+        return self.kind in {Kind.HELD, Kind.BUSY, Kind.AWAY, Kind.FULL}
 
     @property
     def sentence(self) -> str:
@@ -60,6 +61,7 @@ class AnotherDatabaseError(Exception):
 
 
 _LOCKED = (Kind.BUSY, "is locked by another program")
+_HELD = (Kind.HELD, "holds this write back by a trigger")
 _AWAY = (Kind.AWAY, "does not answer")
 _FULL = (Kind.FULL, "cannot be written: the disk is full")
 _FAILING = (Kind.FULL, "cannot be read or written: the disk fails")
@@ -68,6 +70,9 @@ _DAMAGED = (Kind.BROKEN, "is damaged")
 _NOT_ALLOWED = (Kind.BROKEN, "does not let contextd in")
 _MOVED = (Kind.BROKEN, "was deleted or replaced while the server ran")
 _DEFECT = (Kind.DEFECT, "")
+
+# A trigger of an operator's that holds writes back cannot set a code. It can say what SQLite says itself.
+_LOCKED_WORDS = "database is locked"
 
 # The longest prefix of SQLite's extended name decides.
 _SQLITE: Mapping[str, tuple[Kind, str]] = {
@@ -132,6 +137,8 @@ def trouble_of(error: BaseException) -> Trouble | None:
     if state := getattr(cause, "sqlstate", None):
         return _trouble(state, _found(_POSTGRESQL, state))
     if name := getattr(cause, "sqlite_errorname", None):
+        if name == "SQLITE_CONSTRAINT_TRIGGER" and str(cause) == _LOCKED_WORDS:
+            return _trouble(name, _HELD)
         return _trouble(name, _found(_SQLITE, name))
     if isinstance(error, DBAPIError | sqlite3.Error) or _is_drivers(error):
         return _trouble(type(cause).__name__, _without_code(error, cause))

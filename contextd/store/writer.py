@@ -45,6 +45,7 @@ GROUP_BYTES_MAX = 4 * 1024 * 1024
 GROUP_CHUNKS_MAX = 10_000  # the same for chunks, of which an entry may have many
 RECONNECT_WAIT_S = 0.5
 CLOSE_S = 5.0
+_OF_ONE_ENTRY = (Kind.DEFECT, Kind.HELD)  # troubles that say nothing of other writes
 STUCK_S = 5.0  # a commit that takes longer: the server is not ready
 PROBE_CHARS = 16_384  # of a probe: several pages, so that it fails where a short answer would
 
@@ -356,7 +357,7 @@ class Writer:
     def _note(self, error: Exception | None) -> None:
         """What the last write says of the database. A defect of the write itself says nothing."""
         trouble = None if error is None else trouble_of(error)
-        if error is not None and (trouble is None or trouble.kind is Kind.DEFECT):
+        if error is not None and (trouble is None or trouble.kind in _OF_ONE_ENTRY):
             return
         self.trouble = trouble
         if trouble is None:
@@ -463,4 +464,4 @@ def _concerns_all(error: Exception) -> bool:
     if is_locked(error):
         return False
     trouble = trouble_of(error)
-    return trouble is not None and trouble.kind is not Kind.DEFECT
+    return trouble is not None and trouble.kind not in _OF_ONE_ENTRY

@@ -2,7 +2,8 @@
 
 Some states last for a millisecond. Here a SQL trigger on the journal refuses every step out of a state
 in which a context is held, other than its ends and its recovery; the server tries again for as long as
-it is refused, as it does with a database that is full. The server itself is as it always is.
+it is refused, as it does with a database that another program has locked. The server itself is as it
+always is.
 """
 
 import sqlite3
@@ -31,7 +32,7 @@ WHEN NEW.trigger NOT IN ('cancel', 'fail', 'recover') AND EXISTS (
     SELECT 1 FROM held JOIN contexts ON contexts.id = held.context_id
     WHERE contexts.key = NEW.context_key AND held.state = NEW.from_state
 )
-BEGIN SELECT RAISE(ABORT, 'held'); END;
+BEGIN SELECT RAISE(ABORT, 'database is locked'); END;
 """
 
 
