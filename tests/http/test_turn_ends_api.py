@@ -131,7 +131,8 @@ def test_the_first_chunk_is_the_turns_first(api: ToolApi) -> None:
     )
     first = next(one for one in api.journal(context_id) if one["trigger"] == "first_chunk")
     elapsed = datetime.fromisoformat(first["at"]) - datetime.fromisoformat(turn["started_at"])
-    assert turn["first_chunk_ms"] == round(elapsed.total_seconds() * 1000)
+    # The two are read from clocks of different kinds; a later message would come 300 ms after.
+    assert abs(turn["first_chunk_ms"] - elapsed.total_seconds() * 1000) < 290
     waited = [
         entry["duration_ms"]
         for entry in api.journal(context_id)

@@ -16,6 +16,7 @@ from contextd.store.unattended import select_overdue, select_unattended
 from contextd.store.upgrade import upgrade
 
 CONTEXTS = 5000
+BATCH = 500
 WITHOUT_A_MATCH = [State.FAILED]
 RARE = [State.FAILED, State.EXECUTING_TOOLS, State.AWAITING_TOOL_APPROVAL]
 COMMON = [State.IDLE]
@@ -44,15 +45,17 @@ async def connection(database_url: str) -> AsyncIterator[AsyncConnection]:
     """Many contexts at rest whose turns have ended, and a few turns that are found."""
     await upgrade(database_url)
     engines = make_engines(database_url, readers=1)
+    rows = [context_row(n, State.IDLE) for n in range(1, CONTEXTS)]
+    rows += [context_row(CONTEXTS + n, state) for n, state in enumerate(RARE[1:])]
+    ended = [turn_row(n, "completed", None) for n in range(1, CONTEXTS - 10)]
+    found = [turn_row(CONTEXTS - n, "running", owner) for n, owner in enumerate(("gone", "me"))]
+    waiting = [turn_row(CONTEXTS - 2, "queued", None)]
+    lease = [{"id": "me", "lease_expires_at": 2**50}]
+    for table, many in ((contexts, rows), (turns, [*ended, *found, *waiting]), (nodes, lease)):
+        for start in range(0, len(many), BATCH):  # a writing connection does not wait for long
+            async with engines.writer.begin() as writing:
+                await writing.execute(insert(table), many[start : start + BATCH])
     async with engines.writer.begin() as writing:
-        rows = [context_row(n, State.IDLE) for n in range(1, CONTEXTS)]
-        rows += [context_row(CONTEXTS + n, state) for n, state in enumerate(RARE[1:])]
-        await writing.execute(insert(contexts), rows)
-        ended = [turn_row(n, "completed", None) for n in range(1, CONTEXTS - 10)]
-        found = [turn_row(CONTEXTS - n, "running", owner) for n, owner in enumerate(("gone", "me"))]
-        waiting = [turn_row(CONTEXTS - 2, "queued", None)]
-        await writing.execute(insert(turns), [*ended, *found, *waiting])
-        await writing.execute(insert(nodes).values(id="me", lease_expires_at=2**50))
         await writing.execute(text("ANALYZE"))
     async with engines.writer.connect() as reading:
         yield reading
