@@ -72,6 +72,7 @@ log = structlog.get_logger(__name__)
 GC_THRESHOLDS = (50_000, 20, 1000)
 START_TRIES, START_PAUSE_S = 30, 0.5
 CLOSE_S = 5.0  # for each thing that is let go at the end
+STOP_TRIES = 10
 LEAVE_S = 0.5  # for what is left after that
 CLOCK_FOLLOW_S = 60.0
 CUT_OFF_S = 0.3  # from the last word to a request that takes too long to its connection's end
@@ -246,9 +247,7 @@ async def running(
         )
     finally:
         hub.close_all()
-        for task in background:
-            task.cancel()
-        await asyncio.gather(*background, return_exceptions=True)
+        await _stop(background)
         for close in (
             turns.close,
             leases.close,
@@ -303,6 +302,19 @@ async def _retry_while_busy(
                 continue
             what = (trouble and trouble.reason) or "does not take what has to be written at a start"
             raise StoreError(f"The database {shown(parse_url(database))} {what}") from None
+
+
+async def _stop(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    """Cancels tasks until they have ended: a library may lose a cancel that comes together with a result."""
+    running = set(tasks)
+    for _ in range(STOP_TRIES):
+        if not running:
+            return
+        for task in running:
+            task.cancel()
+        _, running = await asyncio.wait(running, timeout=LEAVE_S)
+    for task in running:
+        log.warning("a background task does not end", task=task.get_name())
 
 
 async def _within_limit(close: Callable[[], Awaitable[object]]) -> None:

@@ -199,7 +199,9 @@ class Reader:
 
     async def _take(self) -> AsyncConnection | None:
         try:
-            return await asyncio.wait_for(self._free.get(), ACQUIRE_S)
+            # Not `wait_for`: in Python 3.11 it forgets a cancel that comes together with the connection.
+            async with asyncio.timeout(ACQUIRE_S):
+                return await self._free.get()
         except TimeoutError:
             raise Overloaded("More reads are waiting than the server takes on.") from None
 
