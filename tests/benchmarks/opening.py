@@ -30,4 +30,5 @@ async def open_message(contextd: Contextd, context_id: str) -> tuple[StartedTurn
     await service.messages.send(context_id, SendRequest(payload=TextPayload(content="Go on")))
     turn = opened.turns[-1]
     await service.steps.request_llm(turn)
-    return turn, await service.steps.open_message(turn, kind="text", texts=["0" * 20])
+    first = {"message_id": service.ledger.new_id(), "kind": "text", "texts": ["0" * 20]}
+    return turn, await service.steps.open_message(turn, **first)
