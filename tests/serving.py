@@ -9,17 +9,40 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import IO, Protocol
 
 START_S = 90  # a hang, not a measure
 STOP_S = 15
 MARKER = "listens on "
 
 
+class Process(Protocol):
+    """What is used of `subprocess.Popen` here."""
+
+    pid: int
+    stdout: IO[str] | None
+    stderr: IO[str] | None
+
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def send_signal(self, sig: int) -> None: ...
+    def kill(self) -> None: ...
+
+
+def spawn(arguments: Sequence[str], env: Mapping[str, str]) -> Process:
+    """Starts `python -m contextd` with these arguments; its output comes through pipes."""
+    command = [sys.executable, "-m", "contextd", *arguments]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True)
+
+
 class Server:
     """One server process. `settings` are CONTEXTD_* names in lower case without the prefix."""
+
+    spawn: Callable[[Sequence[str], Mapping[str, str]], Process] = staticmethod(spawn)
 
     def __init__(
         self,
@@ -30,7 +53,7 @@ class Server:
     ) -> None:
         url = database if isinstance(database, str) else f"sqlite+aiosqlite:///{database}"
         self._settings = {"database": url, "port": port, "log_level": "warning", **(settings or {})}
-        self._process: subprocess.Popen[str] | None = None
+        self._process: Process | None = None
         self._log: list[str] = []
         self._reading: threading.Thread | None = None
         self.url = ""
@@ -56,13 +79,7 @@ class Server:
         environ = {k: v for k, v in os.environ.items() if not k.startswith("CONTEXTD_")}
         for name, value in self._settings.items():
             environ[f"CONTEXTD_{name.upper()}"] = str(value)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "contextd", "serve"],
-            env=environ,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        self._process = Server.spawn(["serve"], environ)
         self._reading = threading.Thread(target=self._read_log, daemon=True)
         self._reading.start()
         watchdog = threading.Timer(START_S, self._process.kill)
