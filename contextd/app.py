@@ -40,6 +40,7 @@ from contextd.service import (
     Producers,
     Records,
     Recovery,
+    Retries,
     Service,
     Steps,
     Streams,
@@ -384,6 +385,7 @@ def make_service(
         ),
         records=Records(history),
         steps=steps,
+        retries=Retries(ledger, steps, queue_max=settings.queue_max),
         recovery=Recovery(ledger, reader, steps, leases, patience_s=2 * settings.poll_s),
         producers=Producers(
             ledger,

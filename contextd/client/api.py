@@ -190,9 +190,24 @@ class Client:
             "POST", path_of(context_id, "turns", turn_id, "cancel"), CancelAnswer
         )
 
-    async def retry(self, context_id: str) -> RetryAnswer:
-        """Tries the failed turn again, as a new one."""
-        return await self._wire.ask("POST", path_of(context_id, "retry"), RetryAnswer)
+    async def retry(self, context_id: str, *, from_start: bool = False) -> RetryAnswer:
+        """Tries the turn that failed again, as a new one (§6).
+
+        It goes on after the last complete round, so no tool that succeeded runs again; with `from_start`
+        it begins anew.
+        """
+        body = {"from_start": from_start}
+        return await self._wire.ask("POST", path_of(context_id, "retry"), RetryAnswer, body=body)
+
+    async def retry_turn(
+        self, context_id: str, turn_id: str, *, from_start: bool = False
+    ) -> RetryAnswer:
+        """As `retry`, for any failed or cancelled turn whose message is the last of the user's on its
+        branch; queued while the context is busy. `ApiError` says why another cannot be tried again.
+        """
+        body = {"from_start": from_start}
+        path = path_of(context_id, "turns", turn_id, "retry")
+        return await self._wire.ask("POST", path, RetryAnswer, body=body)
 
     def tool_calls(
         self, context_id: str, *, statuses: Sequence[str] = ()

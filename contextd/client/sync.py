@@ -259,6 +259,7 @@ class SyncClient(_Bridged[Client]):
     transitions = _iterating(Client.transitions)
     cancel = _waiting(Client.cancel)
     retry = _waiting(Client.retry)
+    retry_turn = _waiting(Client.retry_turn)
     tool_calls = _iterating(Client.tool_calls)
     decide = _waiting(Client.decide)
     approve = _waiting(Client.approve)

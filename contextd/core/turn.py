@@ -89,6 +89,12 @@ class CancelAnswer(msgspec.Struct, frozen=True, kw_only=True):
     cancelled_turn_id: str | None
 
 
+class RetryRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`POST /contexts/{id}/retry`, and of one turn; `from_start` leaves out what was tried before."""
+
+    from_start: bool = False
+
+
 class RetryAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """The new turn that tries the failed one again."""
 

@@ -57,6 +57,7 @@ def make_application(
         "content": service.content,
         "records": service.records,
         "steps": service.steps,
+        "retries": service.retries,
         "producers": service.producers,
         "branches": service.branches,
         "calls": service.calls,

@@ -12,12 +12,13 @@ from contextd.core.turn import (
     CancelRequest,
     JournalPage,
     RetryAnswer,
+    RetryRequest,
     Turn,
     TurnPage,
 )
 from contextd.http.accept import best_type
 from contextd.http.documented import Cursor, Limit, refuses, tagged
-from contextd.service import Records, Steps
+from contextd.service import Records, Retries, Steps
 
 MERMAID = "text/vnd.mermaid"
 
@@ -65,10 +66,38 @@ async def cancel(
     return await steps.cancel(context_id, data.turn_id if data else None)
 
 
-@post("/contexts/{context_id:str}/retry", responses=refuses(404, 409, 503), status_code=202)
-async def retry(steps: NamedDependency[Steps], context_id: FromPath[str]) -> Response[RetryAnswer]:
-    """Tries a failed turn again, as a new turn."""
-    answer = await steps.retry(context_id)
+@post(
+    "/contexts/{context_id:str}/retry",
+    responses=refuses(400, 404, 409, 413, 415, 503),
+    status_code=202,
+)
+async def retry(
+    retries: NamedDependency[Retries],
+    context_id: FromPath[str],
+    data: Annotated[RetryRequest | None, Body()] = None,
+) -> Response[RetryAnswer]:
+    """Tries the turn that failed again, as a new turn after what its tools did; or `from_start`."""
+    answer = await retries.retry(context_id, data or RetryRequest())
+    return _with_location(context_id, answer)
+
+
+@post(
+    "/contexts/{context_id:str}/turns/{turn_id:str}/retry",
+    responses=refuses(400, 404, 409, 413, 415, 429, 503),
+    status_code=202,
+)
+async def retry_turn(
+    retries: NamedDependency[Retries],
+    context_id: FromPath[str],
+    turn_id: FromPath[str],
+    data: Annotated[RetryRequest | None, Body()] = None,
+) -> Response[RetryAnswer]:
+    """Does so with any failed or cancelled turn of a branch's last message; queued while busy."""
+    answer = await retries.retry_turn(context_id, turn_id, data or RetryRequest())
+    return _with_location(context_id, answer)
+
+
+def _with_location(context_id: str, answer: RetryAnswer) -> Response[RetryAnswer]:
     return Response(answer, headers={"location": f"/contexts/{context_id}/turns/{answer.turn_id}"})
 
 
@@ -95,5 +124,13 @@ async def get_machine(
 
 
 HANDLERS = tagged(
-    "turns", list_turns, get_turn, cancel_turn, cancel, retry, list_transitions, get_machine
+    "turns",
+    list_turns,
+    get_turn,
+    cancel_turn,
+    cancel,
+    retry,
+    retry_turn,
+    list_transitions,
+    get_machine,
 )

@@ -11,6 +11,7 @@ from contextd.service.payloads import Payloads
 from contextd.service.producers import Producers
 from contextd.service.records import Records
 from contextd.service.recovery import Recovery
+from contextd.service.retries import Retries
 from contextd.service.steps import Steps, TurnLostError, TurnView
 from contextd.service.streams import Streams
 from contextd.service.toolset import Toolset
@@ -28,6 +29,7 @@ __all__ = [
     "Producers",
     "Records",
     "Recovery",
+    "Retries",
     "Service",
     "Steps",
     "Streams",
@@ -50,6 +52,7 @@ class Service:
         content: Content,
         records: Records,
         steps: Steps,
+        retries: Retries,
         recovery: Recovery,
         producers: Producers,
         branches: Branches,
@@ -65,6 +68,7 @@ class Service:
         self.content = content
         self.records = records
         self.steps = steps
+        self.retries = retries
         self.recovery = recovery
         self.producers = producers
         self.branches = branches

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import msgspec
 from sqlalchemy import func, insert, select, update
 
-from contextd.core.machine import WAITING_STATES, State, Trigger, advance
+from contextd.core.machine import WAITING_STATES, State, Trigger
 from contextd.core.message import MessageStatus, Problem, Role, Usage
 from contextd.core.tool_call import TOOL_CALL, TOOL_RESULT
-from contextd.core.turn import CancelAnswer, LeftOut, RetryAnswer, TurnStatus
+from contextd.core.turn import CancelAnswer, LeftOut, TurnStatus
 from contextd.core.values import JsonObject
 from contextd.service.ledger import Ledger
 from contextd.service.turn_rows import (
@@ -24,9 +24,12 @@ from contextd.service.turn_rows import (
     add_usage,
     cancel_calls,
     find_opened,
+    find_tries,
     find_turn,
     interrupt_messages,
+    is_overtaken,
     last_said,
+    leave_behind,
     referred_paths,
     running_turn,
 )
@@ -40,6 +43,10 @@ from contextd.store.writer import Refused
 
 # Where an end changes what the context shows of its calls (§4).
 CALL_STATES = WAITING_STATES | {State.PROCESSING_LLM_RESPONSE, State.EXECUTING_TOOLS}
+
+OVERTAKEN = Problem(
+    type="overtaken", message="Another message was sent on the branch before this retry began."
+)
 
 
 class TurnLostError(Refused):
@@ -272,32 +279,12 @@ class Steps:
                 await self.start_next(edit)
             elif row.status == QUEUED:
                 edit.change(record=True)
-                await edit.supersede([row.user_message_key])
+                if row.retry_of is None:  # the message of a retry has had its place before
+                    await edit.supersede([row.user_message_key])
                 await self._close_turn(edit, row, TurnStatus.CANCELLED, None)
             else:
                 return CancelAnswer(state=edit.state, cancelled_turn_id=None)
             return CancelAnswer(state=edit.state, cancelled_turn_id=turn_id)
-
-        return (await self._ledger.edit(context_id, work))[1]
-
-    async def retry(self, context_id: str) -> RetryAnswer:
-        """A new turn for the message whose turn failed. Raises `IllegalTransition`."""
-
-        async def work(edit: ContextEdit) -> RetryAnswer:
-            advance(edit.state, Trigger.RETRY)
-            query = select(turns).where(turns.c.key == edit.row.active_turn_key)
-            failed = (await edit.connection.execute(query)).one()  # only a turn's end leads here
-            await edit.tree.require(failed.branch, failed.user_message_key)
-            turn_id = self._ledger.new_id()
-            await edit.step(Trigger.RETRY, turn_id=turn_id, detail={"retry_of": failed.id})
-            await self.add_turn(
-                edit,
-                turn_id=turn_id,
-                branch=failed.branch,
-                user_message_key=failed.user_message_key,
-                retry_of=failed.id,
-            )
-            return RetryAnswer(turn_id=turn_id, state=edit.state, revision=edit.revision)
 
         return (await self._ledger.edit(context_id, work))[1]
 
@@ -311,6 +298,7 @@ class Steps:
         branch: str,
         user_message_key: int,
         retry_of: str | None = None,
+        from_start: bool = False,
         queued: bool = False,
     ) -> None:
         """Inserts a turn: running and owned by this process, or at the queue's end."""
@@ -333,6 +321,7 @@ class Steps:
                 fence=1,
                 attempt=1,
                 retry_of=retry_of,
+                from_start=from_start,
                 started_at=None if queued else edit.now,
                 phases={},
                 created_at=edit.now,
@@ -343,19 +332,30 @@ class Steps:
             self.announce(edit, inserted.scalar_one(), turn_id, fence=1)
 
     async def start_next(self, edit: ContextEdit) -> None:
-        """Starts the turn that has waited longest, if the context is at rest and one waits."""
-        row = (
-            await edit.connection.execute(
-                select(turns)
-                .where(turns.c.context_key == edit.key, turns.c.status == QUEUED)
-                .order_by(turns.c.queue_position)
-                .limit(1)
-            )
-        ).one_or_none()
-        if row is None or edit.busy:
-            return
+        """Starts the turn that has waited longest, if the context is at rest and one waits.
+
+        A retry that another message has overtaken meanwhile is not started: it is cancelled.
+        """
+        query = select(turns).where(turns.c.context_key == edit.key, turns.c.status == QUEUED)
+        first = query.order_by(turns.c.queue_position).limit(1)
+        while not edit.busy:
+            row = (await edit.connection.execute(first)).one_or_none()
+            if row is None:
+                return
+            if row.retry_of is not None and await is_overtaken(edit, row):
+                edit.change(record=True)
+                await self._close_turn(edit, row, TurnStatus.CANCELLED, OVERTAKEN)
+            else:
+                await self._start_queued(edit, row)
+
+    async def _start_queued(self, edit: ContextEdit, row: AnyRow) -> None:
         await edit.step(Trigger.RECEIVE_MESSAGE, turn=row, record=True)
-        await edit.place_message(row.user_message_key, branch=row.branch)
+        if row.retry_of is None:
+            await edit.place_message(row.user_message_key, branch=row.branch)
+        else:
+            tries = await find_tries(edit, row.user_message_key)
+            earlier = [one for one in tries if one.key != row.key]
+            await leave_behind(edit, earlier, from_start=row.from_start)
         await edit.connection.execute(
             update(turns)
             .where(turns.c.key == row.key)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, select, update
+from sqlalchemy import Column, ColumnElement, func, select, update
 
 from contextd.core.errors import TurnNotFound
 from contextd.core.machine import State
@@ -13,6 +13,7 @@ from contextd.core.turn import TurnStatus
 from contextd.store.edit import ContextEdit, MessageDraft
 from contextd.store.stored import stored_object, stored_usage
 from contextd.store.tables import AnyRow, messages, tool_calls, turns
+from contextd.store.tree import find_path
 
 RUNNING = TurnStatus.RUNNING.value
 QUEUED = TurnStatus.QUEUED.value
@@ -52,6 +53,77 @@ async def find_opened(edit: ContextEdit, message_id: str) -> AnyRow | None:
     )
     row: AnyRow | None = (await edit.connection.execute(query)).one_or_none()
     return row
+
+
+async def find_tries(edit: ContextEdit, user_message_key: int) -> Sequence[AnyRow]:
+    """The turns that were to answer this message, oldest first: each but the first is a retry."""
+    query = select(turns).where(
+        turns.c.context_key == edit.key, turns.c.user_message_key == user_message_key
+    )
+    rows: Sequence[AnyRow] = (await edit.connection.execute(query.order_by(turns.c.key))).all()
+    return rows
+
+
+async def is_followed(edit: ContextEdit, row: AnyRow) -> bool:
+    """Whether a message of the user comes after the turn's on its branch, or waits to."""
+    return await _is_followed_in_place(edit, row, messages.c.key) or bool(
+        await edit.connection.scalar(
+            select(messages.c.key)
+            .where(messages.c.context_key == edit.key, messages.c.queued_branch == row.branch)
+            .where(~messages.c.superseded)
+            .limit(1)
+        )
+    )
+
+
+async def is_overtaken(edit: ContextEdit, row: AnyRow) -> bool:
+    """Whether a later message of the turn's branch has had a turn, which went ahead of the queue."""
+    return await _is_followed_in_place(edit, row, messages.c.turn_id)
+
+
+async def _is_followed_in_place(edit: ContextEdit, row: AnyRow, given: Column[Any]) -> bool:
+    """`given`: a column that is not null in the messages that count."""
+    depth = await edit.connection.scalar(
+        select(messages.c.depth).where(messages.c.key == row.user_message_key)
+    )
+    path = await find_path(edit.connection, edit.key, row.branch)
+    later = select(messages.c.key).where(messages.c.role == Role.USER.value, given.is_not(None))
+    return bool(await path.after(edit.connection, later, depth or 0, limit=1))
+
+
+async def leave_behind(edit: ContextEdit, tries: Sequence[AnyRow], *, from_start: bool) -> None:
+    """A retry starts: says of each earlier try how far the model is still shown it (§6)."""
+    for row in tries:
+        if from_start:
+            kept_to: int | None = 0
+        elif row.kept_to is None:
+            kept_to = await _kept_to(edit, row.id)
+        else:
+            continue  # what the tries between them kept or left behind stays so
+        await edit.connection.execute(
+            update(turns).where(turns.c.key == row.key).values(kept_to=kept_to)
+        )
+
+
+async def _kept_to(edit: ContextEdit, turn_id: str) -> int | None:
+    """The last message of the turn's last round of which a call has a result, or was started.
+
+    Null where the turn ended within that round: it wrote nothing after it.
+    """
+    rows = await edit.connection.execute(
+        select(
+            tool_calls.c.round,
+            tool_calls.c.result_message_key,
+            tool_calls.c.started_at,
+            tool_calls.c.collected,
+        ).where(tool_calls.c.context_key == edit.key, tool_calls.c.turn_id == turn_id)
+    )
+    calls = rows.all()
+    rounds = [call.round for call in calls if call.result_message_key or call.started_at]
+    kept = [call for call in calls if call.round <= max(rounds, default=0)]
+    if not all(call.collected for call in kept):
+        return None
+    return max((call.result_message_key for call in kept), default=0)
 
 
 async def queue_length(edit: ContextEdit) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import msgspec
-from sqlalchemy import Column, ColumnElement, Select, Text, or_, select, type_coerce
+from sqlalchemy import Column, ColumnElement, Text, or_, select, type_coerce
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from contextd.core.errors import TurnNotFound
@@ -44,9 +44,8 @@ class History:
     ) -> tuple[list[Told], dict[int, str]]:
         """Closed messages of a branch, oldest first: each with its text and its tool call.
 
-        Leaves out thinking that no server wants back, what has no text, and the answers of turns that
-        were tried again. All of
-        the turn itself, and of what came before it the newest, whole, as many as fit in both bounds.
+        Leaves out thinking that no server wants back, what has no text, and what a retry has left behind.
+        All of the turn itself, and of what came before it the newest, whole, as many as fit in both bounds.
         The files that a message refers to come before it and count with it, also where the branch forked
         off in between.
         The second part has the texts of the calls' results, by the keys of their messages.
@@ -68,8 +67,7 @@ class History:
                     or_(
                         messages.c.role.not_in(("assistant", "tool")),
                         messages.c.kind == FILE_REFERENCE,
-                        messages.c.turn_id.is_(None),
-                        messages.c.turn_id.not_in(retried_turns(context.key)),
+                        ~is_left_behind(),
                     )
                 )
             )
@@ -174,10 +172,14 @@ async def _rows_after(
     return rows
 
 
-def retried_turns(context_key: int) -> Select[tuple[str | None]]:
-    """The ids of the context's turns that were tried again."""
-    return select(turns.c.retry_of).where(
-        turns.c.context_key == context_key, turns.c.retry_of.is_not(None)
+def is_left_behind() -> ColumnElement[bool]:
+    """Of a message: its turn was tried again, and the retry did not go on after it (§6)."""
+    return (
+        select(turns.c.key)
+        .where(turns.c.context_key == messages.c.context_key, turns.c.id == messages.c.turn_id)
+        .where(turns.c.kept_to < messages.c.key)
+        .correlate(messages)
+        .exists()
     )
 
 

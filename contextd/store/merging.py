@@ -17,7 +17,7 @@ from contextd.core.errors import PayloadTooLarge, TooManyChunks, TooManyMessages
 from contextd.core.message import MessageStatus, Role
 from contextd.core.tool_call import TOOL_CALL, TOOL_RESULT
 from contextd.store.edit import ContextEdit, stats_at_once
-from contextd.store.history import MERGED_FROM, merged_from, origin, retried_turns
+from contextd.store.history import MERGED_FROM, is_left_behind, merged_from, origin
 from contextd.store.notices import ClosedMessage
 from contextd.store.stored import stored_object
 from contextd.store.tables import AnyRow, Key, chunks, heads, messages
@@ -109,13 +109,13 @@ async def add_copies(
 async def _candidates(
     edit: ContextEdit, on_source: Path, on_target: Path, message_ids: Sequence[str] | None
 ) -> Sequence[AnyRow]:
-    """Messages of the source in its order, each with whether its turn was `retried`."""
+    """Messages of the source in its order, each with whether a retry has `left_behind` it."""
     query = select(
         messages,
         heads.c.head,
         heads.c.bytes,
         heads.c.characters,
-        messages.c.turn_id.in_(retried_turns(edit.key)).label("retried"),
+        is_left_behind().label("left_behind"),
     ).join(heads, heads.c.message_key == messages.c.key)
     if message_ids is None:
         parting = await on_source.parting(edit.connection, on_target)
@@ -174,7 +174,7 @@ def _reason(row: AnyRow, present: set[str]) -> LeftOutReason | None:
     if row.turn_id is not None and row.kind in (TOOL_CALL, TOOL_RESULT):
         return "tool_call"
     # As in what is sent to the model (§6).
-    if row.retried and row.role == Role.ASSISTANT:
+    if row.left_behind and row.role == Role.ASSISTANT:
         return "retried"
     return None
 

@@ -25,6 +25,7 @@ from sqlalchemy import (
     TypeDecorator,
     UniqueConstraint,
     case,
+    false,
     text,
 )
 from sqlalchemy.engine import Dialect
@@ -197,6 +198,10 @@ turns = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("left_out", Json, nullable=True),
     Column("finish_reason", Text, nullable=True),  # of its last reply
+    # Of a retry: it begins anew, and what was tried before is hidden from the model.
+    Column("from_start", Boolean, nullable=False, server_default=false()),
+    # Of a turn that was tried again: the key of its last message that the model is still shown. Null: all.
+    Column("kept_to", BigInteger, nullable=True),
     UniqueConstraint("context_key", "id"),
 )
 Index(None, turns.c.context_key, turns.c.status, turns.c.queue_position)

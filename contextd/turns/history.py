@@ -17,6 +17,7 @@ from contextd.store.stored import stored, stored_object
 from contextd.store.tables import AnyRow
 
 NO_RESULT = "The call was cancelled: it has no result."
+STOPPED = "The call was stopped while it ran: it has no result, and may have had its effect or not."
 
 
 def build_history(said: Sequence[Told], results: Mapping[int, str]) -> list[HistoryMessage]:
@@ -71,7 +72,9 @@ def _reply(said: Sequence[Told], results: Mapping[int, str]) -> list[HistoryMess
         *(
             HistoryMessage(
                 role=Role.TOOL,
-                content=results.get(call.result_message_key, NO_RESULT),
+                content=results.get(
+                    call.result_message_key, STOPPED if call.started_at else NO_RESULT
+                ),
                 call_id=call.call_id,
                 call_name=call.name,
             )

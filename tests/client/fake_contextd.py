@@ -163,6 +163,9 @@ class FakeContextd:
             case "POST", ["retry"]:
                 answer = {"turn_id": "t-again", "state": "awaiting_llm_response", "revision": 9}
                 await request.answer(202, answer)
+            case "POST", ["turns", id_, "retry"]:
+                answer = {"turn_id": f"{id_}-again", "state": "processing_user_message"}
+                await request.answer(202, answer | {"revision": 9})
             case _:
                 await request.refuse(405, "method_not_allowed", "Not here")
 

@@ -1,5 +1,8 @@
 """The client's requests: what they send, what they make of answers and refusals."""
 
+import asyncio
+import json
+
 import pytest
 from fake_contextd import FakeContextd
 
@@ -132,6 +135,31 @@ async def test_turns_and_the_journal_are_read(fake: FakeContextd, client: Client
     assert [entry.trigger async for entry in client.transitions("c")] == ["finish"]
     assert (await client.get_message("c", answer.message_id)).role == "user"
     assert (await client.retry("c")).turn_id == "t-again"
+    assert (await client.retry_turn("c", "one")).turn_id == "one-again"
+
+
+async def test_a_turn_is_tried_again(real: Client) -> None:
+    """Of one turn or of the last; `from_start` asks for its tools anew (§6)."""
+    context = await real.create_context()
+    steps = [{"tool_call": {"name": "nope", "arguments": {}}}, {"error": "fatal"}]
+    turn_id = (await real.send(context.id, json.dumps({"script": steps}))).turn_id
+    calls = []
+    for from_start in (False, True):
+        await failed(real, context.id, turn_id)
+        retry = real.retry_turn(context.id, turn_id, from_start=from_start)
+        turn_id = (await retry).turn_id
+        await failed(real, context.id, turn_id)
+        calls.append(len([call async for call in real.tool_calls(context.id)]))
+    assert calls == [1, 2]
+    turn_id = (await real.retry(context.id, from_start=True)).turn_id
+    await failed(real, context.id, turn_id)
+    assert len([call async for call in real.tool_calls(context.id)]) == 3
+
+
+async def failed(client: Client, context_id: str, turn_id: str | None) -> None:
+    async with asyncio.timeout(20):
+        while (await client.get_turn(context_id, turn_id or "")).status != "failed":
+            await asyncio.sleep(0.005)
 
 
 async def test_a_cancel_with_a_turn_names_it_in_the_path(

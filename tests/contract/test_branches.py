@@ -85,7 +85,7 @@ async def test_a_retry_on_a_branch_of_the_same_name_goes_on_after_the_message(
         await until(contextd, lambda c: c.state == "failed")
         await contextd.service.branches.delete("a", "x")
         await make(contextd, "x", from_message_id=asked.message_id)
-        await contextd.service.steps.retry("a")
+        await contextd.service.retries.retry("a")
         provider.say("half ")
         context = await until(contextd, lambda c: bool(c.open_messages))
         await make(contextd, "y", from_message_id=context.open_messages[0].message_id)

@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 
 from contextd.app import Contextd
+from contextd.core.branch import BranchRequest
 from contextd.core.context import ContextRequest, ExternalTool
 from contextd.core.errors import ToolCallDecided
 from contextd.core.tool_call import ToolCall, ToolDecision, ToolResultRequest
-from contextd.provider import Event, ToolCallDelta
+from contextd.core.turn import RetryRequest
+from contextd.provider import Event, FatalError, ToolCallDelta
 
 from .conftest import HeldProvider, Start
-from .test_turns import DEADLINE_S, conversation, idle, journal, send, until
+from .test_turns import DEADLINE_S, conversation, idle, journal, send, streaming, until
 
 USER_TOOLS = Path(__file__).parent.parent / "http"
 ASK = ExternalTool(
@@ -401,3 +403,34 @@ async def test_a_cancel_and_a_decision_at_once(begin: Start, tmp_path: Path, fir
         assert turn.status == "cancelled"
         steps = await journal(two)
         assert [steps.count(end) for end in ("cancel", "finish", "fail")] == [1, 0, 0]
+
+
+async def test_a_retry_goes_on_after_the_rounds(
+    begin: Start, provider: HeldProvider, tmp_path: Path
+) -> None:
+    """Queued, over a restart, and once more: tools that succeeded are not run again (§6)."""
+    notes = Notes(tmp_path, "runs")
+    async with begin() as contextd:
+        turn_id = await go(contextd, provider, ("note", {"path": str(notes.path), "line": "1"}))
+        provider.say(*asks(("note", {"path": str(notes.path), "line": "2"})))
+        provider.say("half", FatalError("rejected", "no"))
+        await in_state(contextd, "failed")
+        await contextd.service.branches.create("a", BranchRequest(name="x", from_message_id=None))
+        await send(contextd, "meanwhile", branch="x")
+        provider.say("some")
+        await until(contextd, streaming)
+        queued = await contextd.service.retries.retry_turn("a", turn_id)
+        assert queued.state == "streaming_llm_response"
+    async with begin() as contextd:
+        provider.say("all", None, "again", FatalError("rejected", "no"))
+        await in_state(contextd, "failed")
+        turn = await contextd.service.records.turn("a", queued.turn_id)
+        assert (turn.status, turn.retry_of, turn.branch) == ("failed", turn_id, "main")
+        shown = [(message.role, message.content) for message in provider.requests[-1].history]
+        rounds = [("assistant", ""), ("tool", "noted")] * 2
+        assert shown == [("user", "Hello"), *rounds]
+        await contextd.service.retries.retry("a", RetryRequest(from_start=True))
+        provider.say("done", None)
+        await until(contextd, idle)
+        assert [message.content for message in provider.requests[-1].history] == ["Hello"]
+    assert notes.lines() == ["1", "2"]

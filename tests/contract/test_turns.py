@@ -147,7 +147,7 @@ async def test_a_retry_does_not_show_the_model_its_failed_answer(
         failed = await begin(contextd, provider)
         provider.say("rubbish", FatalError("provider_rejected", "no"))
         await until(contextd, lambda context: context.state == "failed")
-        answer = await contextd.service.steps.retry("a")
+        answer = await contextd.service.retries.retry("a")
         provider.say("better", None)
         await until(contextd, idle)
         shown = [(m.role, m.content) for m in provider.requests[-1].history]

@@ -181,6 +181,7 @@ def test_a_charset_beside_the_media_type_is_fine(api: Api) -> None:
         ("GET", "/stream"),
         ("POST", "/cancel"),
         ("POST", "/retry"),
+        ("POST", "/turns/t/retry"),
     ],
 )
 def test_an_unknown_context_is_404_everywhere(api: Api, method: str, path: str, id_: str) -> None:

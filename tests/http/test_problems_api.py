@@ -30,6 +30,7 @@ def test_an_unknown_path_is_404(api: Api, method: str, path: str) -> None:
         ("/contexts/{0}/turns/t/cancel", {"POST"}),
         ("/contexts/{0}/cancel", {"POST"}),
         ("/contexts/{0}/retry", {"POST"}),
+        ("/contexts/{0}/turns/t/retry", {"POST"}),
         ("/contexts/{0}/transitions", {"GET"}),
         ("/contexts/{0}/stream", {"GET"}),
         ("/machine", {"GET"}),

@@ -209,7 +209,7 @@ def test_a_transient_error_in_a_later_round(api: ToolApi, context_id: str, place
 
 
 def test_a_retry_after_tools(api: ToolApi, context_id: str, place: Place) -> None:
-    """A new turn from the message on: the tools run again, the failed turn's calls stay listed."""
+    """A new turn that goes on after them: no tool runs again, the failed turn's calls stay listed."""
     turn, _ = api.played(
         context_id, call("note", path=place.runs), {"text": "oh "}, {"error": "fatal"}
     )
@@ -218,7 +218,6 @@ def test_a_retry_after_tools(api: ToolApi, context_id: str, place: Place) -> Non
     again = ok(api.http.post(f"/contexts/{context_id}/retry"), 202)
     retried = api.ended(context_id, again["turn_id"])
     assert (retried["status"], retried["retry_of"]) == ("failed", turn["id"])
-    assert place.lines() == ["ran", "ran"]
-    found = api.calls(context_id)
-    assert [one["turn_id"] for one in found] == [turn["id"], retried["id"]]
-    assert [one["status"] for one in found] == ["succeeded", "succeeded"]
+    assert place.lines() == ["ran"]
+    (found,) = api.calls(context_id)
+    assert (found["turn_id"], found["status"]) == (turn["id"], "succeeded")

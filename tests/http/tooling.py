@@ -177,14 +177,19 @@ def guarded(place: Place, line: str = "ran") -> Json:
     return call("guarded", path=place.runs, line=line)
 
 
+Reply = str | int | list[tuple[str, str]]
+REFUSAL = b'{"error": {"message": "The model refused."}}'
+
+
 class Chat:
     """A Chat Completions server on loopback that records what it is sent (§6, `openai`).
 
-    Each request takes the next of `replies`: a text, or a list of (name, arguments as text).
+    Each request takes the next of `replies`: a text, a list of (name, arguments as text), or a status
+    that refuses it.
     """
 
     def __init__(self) -> None:
-        self.replies: list[str | list[tuple[str, str]]] = []
+        self.replies: list[Reply] = []
         self.requests: list[Json] = []
         chat = self
 
@@ -194,9 +199,14 @@ class Chat:
             def do_POST(self) -> None:
                 size = int(self.headers["content-length"])
                 chat.requests.append(json.loads(self.rfile.read(size)))
-                body = b"".join(chat.events(chat.replies.pop(0)))
-                self.send_response(200)
-                self.send_header("content-type", "text/event-stream")
+                reply = chat.replies.pop(0)
+                if isinstance(reply, int):
+                    status, media_type, body = reply, "application/json", REFUSAL
+                else:
+                    status, media_type = 200, "text/event-stream"
+                    body = b"".join(chat.events(reply))
+                self.send_response(status)
+                self.send_header("content-type", media_type)
                 self.send_header("content-length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)

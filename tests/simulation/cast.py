@@ -83,7 +83,7 @@ class Person(Actor):
         await self.once("cancel", lambda s: s.steps.cancel(self.context_id, None))
 
     async def retry(self) -> None:
-        await self.once("retry", lambda s: s.steps.retry(self.context_id))
+        await self.once("retry", lambda s: s.retries.retry(self.context_id))
 
     async def patch(self) -> None:
         patch = ContextPatch(title=f"title {self.rng.random()}")
