@@ -56,9 +56,14 @@ class AskedCall(msgspec.Struct, kw_only=True):
     id: str
     name: str
     live: LiveMessage
-    arguments: str
+    pieces: list[str]
     refusal: str | None = None
     attached: JsonObject = {}
+
+    @property
+    def arguments(self) -> str:
+        """All that was written of them so far."""
+        return "".join(self.pieces)
 
 
 class Reply:
@@ -128,10 +133,10 @@ class Reply:
         return TransientError("provider_timeout", message)
 
     async def _write(self, events: Sequence[Event]) -> None:
-        if self.first_chunk_s is None:
-            self.first_chunk_s = asyncio.get_running_loop().time() - self._asked_at
         for (type_, call_id), group in groupby(events, key=_target):
             deltas = list(group)
+            if type_ in (TextDelta, ThinkingDelta, ToolCallDelta):
+                self._note_first_chunk()
             if type_ is ToolCallDelta:
                 await self._write_call(call_id, deltas)  # type: ignore[arg-type]
             elif type_ in (TextDelta, ThinkingDelta):
@@ -141,6 +146,10 @@ class Reply:
             else:
                 for event in deltas:
                     self._note(event)
+
+    def _note_first_chunk(self) -> None:
+        if self.first_chunk_s is None:
+            self.first_chunk_s = asyncio.get_running_loop().time() - self._asked_at
 
     async def _write_text(self, kind: str, texts: list[str]) -> None:
         if not texts:
@@ -158,13 +167,11 @@ class Reply:
             name = deltas[0].name
             metadata = {"name": name, "call_id": call_id}
             live = await self._open(TOOL_CALL, texts, metadata)
-            self.calls[call_id] = AskedCall(
-                id=call_id, name=name, live=live, arguments="".join(texts)
-            )
+            self.calls[call_id] = AskedCall(id=call_id, name=name, live=live, pieces=texts)
             self._live = None  # text that follows is another message
         else:
             await self._append(call.live, texts, first=call.live.head + 1)
-            call.arguments += "".join(texts)
+            call.pieces += texts
 
     async def _open(
         self, kind: str, texts: list[str], metadata: JsonObject | None = None

@@ -464,7 +464,8 @@ class Turns(TurnListener):
 
 def _too_long(error: InputTooLongError) -> FatalError:
     name = environment_name("context_tokens_max")
-    message = f"{error.message} What is left of the conversation is too long; {name} can bound it."
+    words = error.message.rstrip(".")
+    message = f"{words}. What is left of the conversation is too long; {name} can bound it."
     return FatalError(error.type, message)
 
 

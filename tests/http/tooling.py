@@ -177,15 +177,15 @@ def guarded(place: Place, line: str = "ran") -> Json:
     return call("guarded", path=place.runs, line=line)
 
 
-Reply = str | int | list[tuple[str, str]]
+Reply = str | int | list[tuple[str, str]] | Callable[[BaseHTTPRequestHandler], None]
 REFUSAL = b'{"error": {"message": "The model refused."}}'
 
 
 class Chat:
     """A Chat Completions server on loopback that records what it is sent (§6, `openai`).
 
-    Each request takes the next of `replies`: a text, a list of (name, arguments as text), or a status
-    that refuses it.
+    Each request takes the next of `replies`: a text, a list of (name, arguments as text), a status
+    that refuses it, or a function that writes the answer.
     """
 
     def __init__(self) -> None:
@@ -200,6 +200,10 @@ class Chat:
                 size = int(self.headers["content-length"])
                 chat.requests.append(json.loads(self.rfile.read(size)))
                 reply = chat.replies.pop(0)
+                if callable(reply):
+                    self.close_connection = True
+                    reply(self)
+                    return
                 if isinstance(reply, int):
                     status, media_type, body = reply, "application/json", REFUSAL
                 else:
