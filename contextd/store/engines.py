@@ -22,6 +22,7 @@ from sqlalchemy import URL, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from contextd.store import sqlite_driver
 from contextd.store.database_file import DatabaseFile
 from contextd.store.incarnation import Incarnation, identify
 from contextd.store.trouble import Kind, trouble_of
@@ -205,7 +206,11 @@ def sqlite_engine(
     """
     engine = create_async_engine(
         url,
-        connect_args={"isolation_level": None, "timeout": busy_timeout_s},
+        connect_args={
+            "isolation_level": None,
+            "timeout": busy_timeout_s,
+            "async_creator_fn": sqlite_driver.connect,
+        },
         pool_size=connections,
         max_overflow=0,
         hide_parameters=True,  # they are chat text, and errors reach the log
