@@ -55,6 +55,8 @@ class Trigger(StrEnum):
 REST_STATES = frozenset({State.IDLE, State.FAILED})
 # Of a turn that waits for people or external tools; then nobody works on it (§6).
 WAITING_STATES = frozenset({State.AWAITING_TOOL_APPROVAL, State.AWAITING_TOOL_RESULTS})
+# Of a turn whose model has been asked; whoever takes it over has to ask again (§6).
+RESPONDING_STATES = frozenset({State.AWAITING_LLM_RESPONSE, State.STREAMING_LLM_RESPONSE})
 TURN_STATES = frozenset(State) - REST_STATES - {State.PRODUCING}
 
 

@@ -12,7 +12,7 @@ from contextd.core.message import MessageStatus, Role
 from contextd.core.tool_call import TOOL_RESULT, ToolCallStatus
 from contextd.store.appends import utf8_bytes
 from contextd.store.edit import ContextEdit, MessageDraft
-from contextd.store.tables import AnyRow, tool_calls, turns
+from contextd.store.tables import AnyRow, tool_calls
 
 
 class CallOutcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,8 +129,6 @@ async def update_call(edit: ContextEdit, key: int, **values: Any) -> None:
     )
 
 
-async def release(edit: ContextEdit, turn: AnyRow) -> None:
+def release(edit: ContextEdit, turn: AnyRow) -> None:
     """The turn waits for somebody outside: it has no owner until it is claimed again."""
-    await edit.connection.execute(
-        update(turns).where(turns.c.key == turn.key).values(owner_id=None)
-    )
+    edit.put_turn(turn.key, owner_id=None)

@@ -10,7 +10,7 @@ import msgspec
 from sqlalchemy import insert, select
 
 from contextd.core.context import ApprovalPolicy
-from contextd.core.machine import State, Trigger
+from contextd.core.machine import RESPONDING_STATES, State, Trigger
 from contextd.core.message import MessageStatus, Usage
 from contextd.core.tool_call import OUTCOME_UNKNOWN, ToolCallStatus
 from contextd.core.values import JsonObject
@@ -82,53 +82,57 @@ class CallSteps:
         finish_reason: str | None,
         usage: Usage | None,
         calls: Sequence[CheckedCall],
-    ) -> None:
+    ) -> State:
         """The model has said everything: closes the reply's messages and writes its calls.
 
-        A second time it changes nothing.
+        Goes on to where they lead; idle without any. A second time it changes nothing.
         """
 
-        async def work(edit: ContextEdit) -> None:
+        async def work(edit: ContextEdit) -> State:
             row = await self._steps.own(edit, turn)
-            if edit.state is State.PROCESSING_LLM_RESPONSE:
-                return
+            if edit.state not in RESPONDING_STATES:
+                return edit.state
             policy = stored_policy(edit.row)
             rounds, before = await spent(edit, turn.id) if calls else (0, 0)
             left = max(0, policy.max_calls - before) if rounds < policy.max_depth else 0
             await edit.step(Trigger.END_STREAM, turn=row, record=bool(calls))
             reason = TOOL_LIMIT if len(calls) > left else finish_reason
+            rows = await edit.open_rows(turn_id=turn.id)
             await edit.close_messages(
-                await edit.open_rows(turn_id=turn.id),
-                MessageStatus.COMPLETED,
-                finish_reason=reason,
-                usage=usage,
+                rows, MessageStatus.COMPLETED, finish_reason=reason, usage=usage
             )
-            await add_usage(edit, row, usage, finish_reason=reason)
+            add_usage(edit, row, usage, finish_reason=reason)
             for number, call in enumerate(calls, 1):
                 beyond = number > left
                 await self._write(edit, row, call, policy, round_=rounds + 1, beyond=beyond)
+            if not calls:
+                await self._steps.finish_in(edit, row, has_said=bool(rows))
+                return State.IDLE
+            return await self._dispatch_in(edit, row)
 
-        await self._ledger.edit(turn.context_id, work)
+        return (await self._ledger.edit(turn.context_id, work))[1]
 
     async def dispatch(self, turn: StartedTurn) -> State:
         """From `processing_llm_response` to where the calls of the reply lead; idle without any."""
 
         async def work(edit: ContextEdit) -> State:
-            row = await self._steps.own(edit, turn)
-            statuses = [call.status for call in await calls_of_round(edit, turn.id)]
-            if not statuses:
-                await self._steps.finish_in(edit, row)
-                return State.IDLE
-            if _S.PENDING in statuses:
-                await edit.step(Trigger.REQUIRE_APPROVAL, turn=row, record=True)
-                await release(edit, row)
-            elif _S.APPROVED in statuses:
-                await edit.step(Trigger.EXECUTE_TOOLS, turn=row)
-            else:
-                await collect_round(edit, row)
-            return edit.state
+            return await self._dispatch_in(edit, await self._steps.own(edit, turn))
 
         return (await self._ledger.edit(turn.context_id, work))[1]
+
+    async def _dispatch_in(self, edit: ContextEdit, row: AnyRow) -> State:
+        statuses = [call.status for call in await calls_of_round(edit, row.id)]
+        if not statuses:
+            await self._steps.finish_in(edit, row)
+            return State.IDLE
+        if _S.PENDING in statuses:
+            await edit.step(Trigger.REQUIRE_APPROVAL, turn=row, record=True)
+            release(edit, row)
+        elif _S.APPROVED in statuses:
+            await edit.step(Trigger.EXECUTE_TOOLS, turn=row)
+        else:
+            await collect_round(edit, row)
+        return edit.state
 
     async def start(self, turn: StartedTurn, *, calls_max: int) -> tuple[AnyRow, list[CallToRun]]:
         """Marks the next calls that are to be run here as running; returns them, and the context's row.
@@ -178,7 +182,7 @@ class CallSteps:
             statuses = [call.status for call in await calls_of_round(edit, turn.id)]
             if _S.APPROVED in statuses:
                 await edit.step(Trigger.AWAIT_RESULTS, turn=row)
-                await release(edit, row)
+                release(edit, row)
             else:
                 await collect_round(edit, row)
             return edit.state

@@ -17,7 +17,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from contextd.core.errors import ContextNotFound, Overloaded, ShuttingDown
-from contextd.core.machine import WAITING_STATES, State, Trigger
+from contextd.core.machine import RESPONDING_STATES, WAITING_STATES, Trigger
 from contextd.core.message import Problem
 from contextd.service.ledger import Ledger
 from contextd.service.steps import Steps
@@ -36,7 +36,6 @@ FOUND_MAX = 1000  # of what a look returns; the next look returns the next
 CLAIMED_MAX = 50  # turns in one transaction, which others wait for
 INTERRUPTED = Problem(type="interrupted", message="The server stopped while this was written.")
 OVERDUE = Problem(type="waiting_timeout", message="Nobody decided or answered in time.")
-RESPONDING = frozenset({State.AWAITING_LLM_RESPONSE, State.STREAMING_LLM_RESPONSE})
 
 
 class Recovery:
@@ -140,7 +139,7 @@ class Recovery:
             return
         if not row.is_abandoned:
             return
-        responding = edit.state in RESPONDING
+        responding = edit.state in RESPONDING_STATES
         detail = {"attempt": row.attempt, "error": msgspec.to_builtins(INTERRUPTED)}
         # Named, not given: the time since its owner fell silent is not work of the turn (§6).
         await edit.step(

@@ -9,7 +9,7 @@ next append refused by the message's closed head.
 from collections.abc import Sequence
 
 import msgspec
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import func, insert, select
 
 from contextd.core.machine import WAITING_STATES, State, Trigger
 from contextd.core.message import MessageStatus, Problem, Role, Usage
@@ -82,6 +82,18 @@ class Steps:
 
         return (await self._ledger.edit(turn.context_id, work))[1]
 
+    async def take_up(self, turn: StartedTurn) -> TurnView:
+        """The same; and asks the model at once where nothing is to be done before."""
+
+        async def work(edit: ContextEdit) -> TurnView:
+            row = await self.own(edit, turn)
+            paths = await referred_paths(edit, row)
+            if edit.state is State.PROCESSING_USER_MESSAGE and not paths:
+                return await self.request_llm_in(edit, row)
+            return msgspec.structs.replace(_view(edit, row), paths=paths)
+
+        return (await self._ledger.edit(turn.context_id, work))[1]
+
     async def note_left_out(self, turn: StartedTurn, left_out: LeftOut) -> None:
         """Says on the turn what the model is not shown."""
 
@@ -90,9 +102,7 @@ class Steps:
             if row.left_out == msgspec.to_builtins(left_out):
                 return
             edit.change(record=True)
-            await edit.connection.execute(
-                update(turns).where(turns.c.key == row.key).values(left_out=left_out)
-            )
+            edit.put_turn(row.key, left_out=left_out)
 
         await self._ledger.edit(turn.context_id, work)
 
@@ -127,9 +137,7 @@ class Steps:
     async def request_llm_in(self, edit: ContextEdit, row: AnyRow) -> TurnView:
         """The same inside an edit."""
         attempt = row.attempt + (edit.state is State.TRANSIENT_FAILURE)
-        await edit.connection.execute(
-            update(turns).where(turns.c.key == row.key).values(attempt=attempt)
-        )
+        edit.put_turn(row.key, attempt=attempt)
         await edit.step(Trigger.REQUEST_LLM, turn=row, detail={"attempt": attempt})
         return msgspec.structs.replace(_view(edit, row), attempt=attempt)
 
@@ -158,9 +166,7 @@ class Steps:
                 edit.change()
             if row.first_chunk_ms is None:
                 elapsed = edit.elapsed_ms(row.started_at or edit.now)
-                await edit.connection.execute(
-                    update(turns).where(turns.c.key == row.key).values(first_chunk_ms=elapsed)
-                )
+                edit.put_turn(row.key, first_chunk_ms=elapsed)
             draft = MessageDraft(
                 id=message_id,
                 role=Role.ASSISTANT,
@@ -186,10 +192,13 @@ class Steps:
             live.skip_to(len(texts), sum(utf8_bytes(content) for content in texts))
         return live
 
-    async def finish_in(self, edit: ContextEdit, row: AnyRow) -> None:
-        """The turn is done; the next queued one starts in the same transaction."""
+    async def finish_in(self, edit: ContextEdit, row: AnyRow, *, has_said: bool = False) -> None:
+        """The turn is done; the next queued one starts in the same transaction.
+
+        `has_said`: a message of this very reply tells of its end.
+        """
         await edit.step(Trigger.FINISH, turn=row)
-        await self._close_turn(edit, row, TurnStatus.COMPLETED, None)
+        await self._close_turn(edit, row, TurnStatus.COMPLETED, None, has_said=has_said)
         await self.start_next(edit)
 
     async def fail_transiently(
@@ -212,7 +221,7 @@ class Steps:
             }
             await edit.step(Trigger.FAIL_TRANSIENTLY, turn=row, state_detail=detail, detail=detail)
             await interrupt_messages(edit, row, error)
-            await add_usage(edit, row, usage)
+            add_usage(edit, row, usage)
 
         await self._ledger.edit(turn.context_id, work)
 
@@ -221,7 +230,7 @@ class Steps:
 
         async def work(edit: ContextEdit) -> None:
             row = await self.own(edit, turn)
-            await add_usage(edit, row, usage)
+            add_usage(edit, row, usage)
             await self.fail_in(edit, row, error)
 
         await self._ledger.edit(turn.context_id, work)
@@ -356,28 +365,13 @@ class Steps:
             tries = await find_tries(edit, row.user_message_key)
             earlier = [one for one in tries if one.key != row.key]
             await leave_behind(edit, earlier, from_start=row.from_start)
-        await edit.connection.execute(
-            update(turns)
-            .where(turns.c.key == row.key)
-            .values(
-                status=RUNNING,
-                owner_id=self._ledger.owner_id,
-                started_at=edit.now,
-            )
-        )
+        edit.put_turn(row.key, status=RUNNING, owner_id=self._ledger.owner_id, started_at=edit.now)
         self.announce(edit, row.key, row.id, fence=row.fence)
 
     async def claim(self, edit: ContextEdit, row: AnyRow) -> None:
         """Makes this process the owner of a running turn; who owned it before is fenced off."""
         fence = row.fence + 1
-        await edit.connection.execute(
-            update(turns)
-            .where(turns.c.key == row.key)
-            .values(
-                owner_id=self._ledger.owner_id,
-                fence=fence,
-            )
-        )
+        edit.put_turn(row.key, owner_id=self._ledger.owner_id, fence=fence)
         self.announce(edit, row.key, row.id, fence=fence)
 
     def announce(self, edit: ContextEdit, key: int, turn_id: str, *, fence: int) -> None:
@@ -387,16 +381,24 @@ class Steps:
         )
 
     async def _close_turn(
-        self, edit: ContextEdit, row: AnyRow, status: TurnStatus, error: Problem | None
+        self,
+        edit: ContextEdit,
+        row: AnyRow,
+        status: TurnStatus,
+        error: Problem | None,
+        *,
+        has_said: bool = False,
     ) -> None:
         """The turn's one end. Unless a message tells of it, it gets an empty one that does (§6)."""
-        if not await self._close_messages(edit, row, status, error):
+        if not (has_said or await self._close_messages(edit, row, status, error)):
             draft = MessageDraft(
                 id=self._ledger.new_id(),
                 role=Role.ASSISTANT,
                 status=MessageStatus(status.value),
                 turn_id=row.id,
-                finish_reason=row.finish_reason if status is TurnStatus.COMPLETED else None,
+                finish_reason=edit.turn_value(row, "finish_reason")
+                if status is TurnStatus.COMPLETED
+                else None,
                 error=error,
                 # A turn that never started has no place in the conversation.
                 superseded=row.status == QUEUED,
@@ -405,18 +407,16 @@ class Steps:
         edit.turn_outcomes.append(status.value)
         if status is not TurnStatus.COMPLETED:
             await cancel_calls(edit, row.id)
-        await edit.connection.execute(
-            update(turns)
-            .where(turns.c.key == row.key)
-            .values(
-                status=status.value,
-                error=error,
-                ended_at=edit.now,
-                owner_id=None,
-                queue_position=None,
-                fence=row.fence + 1,
-            )
+        edit.put_turn(
+            row.key,
+            status=status.value,
+            error=error,
+            ended_at=edit.now,
+            owner_id=None,
+            queue_position=None,
+            fence=row.fence + 1,
         )
+        await edit.write_turns()  # what follows looks for the next one
 
     async def _close_messages(
         self, edit: ContextEdit, row: AnyRow, status: TurnStatus, error: Problem | None

@@ -159,16 +159,15 @@ async def last_said(edit: ContextEdit, row: AnyRow) -> str | None:
     return kind
 
 
-async def add_usage(
+def add_usage(
     edit: ContextEdit, row: AnyRow, usage: Usage | None, *, finish_reason: str | None = None
 ) -> None:
     """What one request has cost, and why its answer ended."""
-    values: dict[str, object] = {"finish_reason": finish_reason} if finish_reason else {}
+    if finish_reason:
+        edit.put_turn(row.key, finish_reason=finish_reason)
     if usage is not None:
-        values["usage"] = usage + (stored_usage(row) or Usage())
+        edit.put_turn(row.key, usage=usage + (stored_usage(row) or Usage()))
         edit.put(usage=usage + (stored_usage(edit.row) or Usage()))
-    if values:
-        await edit.connection.execute(update(turns).where(turns.c.key == row.key).values(values))
 
 
 async def cancel_calls(edit: ContextEdit, turn_id: str) -> None:

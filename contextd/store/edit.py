@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import insert, select, update
+from sqlalchemy import bindparam, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from contextd.core.errors import ContextNotFound
@@ -26,6 +26,18 @@ from contextd.store.stored import stored_phases
 from contextd.store.tables import AnyRow, chunks, contexts, heads, journal, messages, turns
 from contextd.store.tree import Tree
 from contextd.store.writer import Refused
+
+_INSERT_JOURNAL = insert(journal)
+_INSERT_MESSAGE = insert(messages).returning(messages.c.key)
+_INSERT_HEAD = insert(heads)
+_INSERT_CHUNKS = insert(chunks)
+_UPDATE_TURN = update(turns).where(turns.c.key == bindparam("of_turn"))
+_UPDATE_CONTEXT = update(contexts).where(
+    contexts.c.key == bindparam("of_context"),
+    contexts.c.state == bindparam("from_state"),
+    contexts.c.revision == bindparam("from_revision"),
+)
+_UPDATE_MESSAGE = update(messages).where(messages.c.key == bindparam("of_message"))
 
 
 class LostRaceError(Refused):
@@ -76,6 +88,9 @@ class ContextEdit:
         self.turn_outcomes: list[str] = []  # how turns and calls ended, to be counted
         self.call_outcomes: list[str] = []
         self._columns: dict[str, Any] = {}
+        self._journal: list[dict[str, Any]] = []
+        self._turns: dict[int, dict[str, Any]] = {}  # columns that are not written yet, by keys
+        self._phases: dict[int, dict[str, int]] = {}
         self._state_since: int = row.state_since
         self._message_count: int = row.message_count
 
@@ -113,6 +128,20 @@ class ContextEdit:
         """Columns of the context's row to be written by `save`."""
         self._columns.update(columns)
 
+    def put_turn(self, key: int, **columns: Any) -> None:
+        """Columns of a turn's row to be written by `write_turns`, at the latest by `save`."""
+        self._turns.setdefault(key, {}).update(columns)
+
+    def turn_value(self, turn: AnyRow, column: str) -> Any:
+        """A column of a turn's row as it will be."""
+        return self._turns.get(turn.key, {}).get(column, getattr(turn, column))
+
+    async def write_turns(self) -> None:
+        """Writes what was put; to be called before turns are looked for by what may have changed."""
+        for key, columns in self._turns.items():
+            await self.connection.execute(_UPDATE_TURN, {"of_turn": key, **columns})
+        self._turns.clear()
+
     def change(self, *, record: bool = False) -> None:
         """Begins the next change; `record` says that it is one of the context's own record (§1)."""
         self.revision += 1
@@ -149,40 +178,44 @@ class ContextEdit:
         duration = self.elapsed_ms(since)
         self._state_since = self.now
         self.put(state=self.state.value, state_since=self.now, state_detail=state_detail or {})
-        await self.connection.execute(
-            insert(journal).values(
-                context_key=self.key,
-                revision=self.revision,
-                turn_id=turn.id if turn is not None else turn_id,
-                trigger=trigger.value,
-                from_state=before.value,
-                to_state=self.state.value,
-                at=self.now,
-                duration_ms=duration,
-                detail=detail or {},
-            )
+        self._journal.append(
+            {
+                "context_key": self.key,
+                "revision": self.revision,
+                "turn_id": turn.id if turn is not None else turn_id,
+                "trigger": trigger.value,
+                "from_state": before.value,
+                "to_state": self.state.value,
+                "at": self.now,
+                "duration_ms": duration,
+                "detail": detail or {},
+            }
         )
         if turn is not None and before not in REST_STATES:
-            await self._add_phase(turn, before, duration)
+            self._add_phase(turn, before, duration)
 
     async def save(self) -> None:
-        """Writes the context's row. Raises `LostRaceError` when it is not as the edit found it."""
+        """Writes the journal and the rows of turns and of the context.
+
+        Raises `LostRaceError` when the context is not as the edit found it.
+        """
         if not self.notices:
             return
+        await self.write_turns()
+        if self._journal:
+            await self.connection.execute(_INSERT_JOURNAL, self._journal)
         result = await self.connection.execute(
-            update(contexts)
-            .where(
-                contexts.c.key == self.key,
-                contexts.c.state == self.row.state,
-                contexts.c.revision == self.row.revision,
-            )
-            .values(
-                revision=self.revision,
-                record_revision=self.record_revision,
-                message_count=self._message_count,
-                changed_at=max(self.now, self.row.changed_at),
+            _UPDATE_CONTEXT,
+            {
+                "of_context": self.key,
+                "from_state": self.row.state,
+                "from_revision": self.row.revision,
+                "revision": self.revision,
+                "record_revision": self.record_revision,
+                "message_count": self._message_count,
+                "changed_at": max(self.now, self.row.changed_at),
                 **self._columns,
-            )
+            },
         )
         if result.rowcount != 1:
             raise LostRaceError(self.context_id)
@@ -240,20 +273,20 @@ class ContextEdit:
             last = row is rows[-1]
             stats = await self._stats(row, head)
             await self.connection.execute(
-                update(messages)
-                .where(messages.c.key == row.key)
-                .values(
-                    status=status.value,
-                    final_sequence=head.head,
-                    finish_reason=finish_reason if last else None,
-                    usage=usage if last else None,
-                    error=error,
-                    superseded=superseded,
-                    stats=stats,
-                    revision=self.revision,
-                    changed_at=self.now,
-                    completed_at=self.now,
-                )
+                _UPDATE_MESSAGE,
+                {
+                    "of_message": row.key,
+                    "status": status.value,
+                    "final_sequence": head.head,
+                    "finish_reason": finish_reason if last else None,
+                    "usage": usage if last else None,
+                    "error": error,
+                    "superseded": superseded,
+                    "stats": stats,
+                    "revision": self.revision,
+                    "changed_at": self.now,
+                    "completed_at": self.now,
+                },
             )
             self._note_closed(row.key, row.id, row.role, row.kind, status, head.head)
         if superseded:
@@ -305,46 +338,46 @@ class ContextEdit:
         ends = [sum(sizes[: index + 1]) for index in range(len(sizes))]
         characters = sum(len(value) for value in draft.texts)
         inserted = await self.connection.execute(
-            insert(messages)
-            .values(
-                context_key=self.key,
-                id=draft.id,
-                turn_id=draft.turn_id,
-                superseded=draft.superseded,
-                revision=self.revision,
-                opened_revision=self.revision,
-                role=draft.role.value,
-                kind=draft.kind,
-                status=draft.status.value,
-                final_sequence=len(sizes) if closed else None,
-                media_type=draft.media_type,
-                finish_reason=draft.finish_reason,
-                error=draft.error,
-                metadata=draft.metadata,
-                client_metadata=draft.client_metadata,
-                stats=stats_at_once(chunks=len(sizes), characters=characters, size=sum(sizes))
+            _INSERT_MESSAGE,
+            {
+                "context_key": self.key,
+                "id": draft.id,
+                "turn_id": draft.turn_id,
+                "superseded": draft.superseded,
+                "revision": self.revision,
+                "opened_revision": self.revision,
+                "role": draft.role.value,
+                "kind": draft.kind,
+                "status": draft.status.value,
+                "final_sequence": len(sizes) if closed else None,
+                "media_type": draft.media_type,
+                "finish_reason": draft.finish_reason,
+                "error": draft.error,
+                "metadata": draft.metadata,
+                "client_metadata": draft.client_metadata,
+                "stats": stats_at_once(chunks=len(sizes), characters=characters, size=sum(sizes))
                 if closed
                 else None,
-                payload_hash=draft.payload_hash,
-                created_at=self.now,
-                changed_at=self.now,
-                completed_at=self.now if closed else None,
+                "payload_hash": draft.payload_hash,
+                "created_at": self.now,
+                "changed_at": self.now,
+                "completed_at": self.now if closed else None,
                 **place,
-            )
-            .returning(messages.c.key)
+            },
         )
         key: int = inserted.scalar_one()
         await self.connection.execute(
-            insert(heads).values(
-                message_key=key,
-                is_open=not closed,
-                head=len(sizes),
-                bytes=sum(sizes),
-                characters=characters,
-                fence=draft.fence,
-                producer_id=draft.producer_id,
-                written_at=self.now,
-            )
+            _INSERT_HEAD,
+            {
+                "message_key": key,
+                "is_open": not closed,
+                "head": len(sizes),
+                "bytes": sum(sizes),
+                "characters": characters,
+                "fence": draft.fence,
+                "producer_id": draft.producer_id,
+                "written_at": self.now,
+            },
         )
         await self._insert_chunks(key, draft.texts, ends)
         opened = OpenedMessage(
@@ -368,7 +401,7 @@ class ContextEdit:
         if not texts:
             return
         await self.connection.execute(
-            insert(chunks),
+            _INSERT_CHUNKS,
             [
                 {
                     "message_key": key,
@@ -443,16 +476,11 @@ class ContextEdit:
             ClosedMessage(key=key, id=id_, role=role, kind=kind, status=status, final=final)
         )
 
-    async def _add_phase(self, turn: AnyRow, state: State, duration: int) -> None:
-        """Adds to the turn's own account; read again, since a step before may have written it."""
-        found = await self.connection.execute(
-            select(turns.c.id, turns.c.phases).where(turns.c.key == turn.key)
-        )
-        phases = stored_phases(found.one())
+    def _add_phase(self, turn: AnyRow, state: State, duration: int) -> None:
+        """Adds to the turn's own account, which a step before may have changed."""
+        phases = self._phases.setdefault(turn.key, stored_phases(turn))
         phases[state.value] = phases.get(state.value, 0) + duration
-        await self.connection.execute(
-            update(turns).where(turns.c.key == turn.key).values(phases=phases)
-        )
+        self.put_turn(turn.key, phases=phases)
 
 
 def stats_at_once(*, chunks: int, characters: int, size: int) -> MessageStats:

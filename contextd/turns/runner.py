@@ -32,7 +32,7 @@ from contextd.core.errors import (
     ShuttingDown,
     StaleProducer,
 )
-from contextd.core.machine import WAITING_STATES, State
+from contextd.core.machine import RESPONDING_STATES, WAITING_STATES, State
 from contextd.core.message import Problem, Usage
 from contextd.provider import (
     FatalError,
@@ -54,7 +54,6 @@ from contextd.service import (
     TurnLostError,
     TurnView,
 )
-from contextd.service.recovery import RESPONDING
 from contextd.settings import Settings, environment_name
 from contextd.store.history import History, Told
 from contextd.store.notices import StartedTurn
@@ -244,7 +243,8 @@ class Turns(TurnListener):
     async def _run_or_fail(self, turn: StartedTurn, *, again: bool) -> None:
         limit: asyncio.Timeout | None = None
         try:
-            view = await stored(lambda: self._steps.view(turn), repeatable=True)
+            look = self._steps.view if again else self._steps.take_up
+            view = await stored(lambda: look(turn), repeatable=True)
             left_s = self._settings.turn_timeout_s - view.worked_ms / 1000
             async with asyncio.timeout(max(0.0, left_s)) as limit:
                 await self._drive(turn, view, limit, again=again)
@@ -272,7 +272,7 @@ class Turns(TurnListener):
         goes on from what is stored.
         """
         current: TurnView | None = view
-        if again and view.state in RESPONDING:
+        if again and view.state in RESPONDING_STATES:
             current = await self._break_off(turn, view)
         while current is not None:
             try:
@@ -343,13 +343,13 @@ class Turns(TurnListener):
             if reply.first_chunk_s is not None:
                 self.first_chunk.observe(reply.first_chunk_s)
         calls = await self._executing.check(view.context, reply)
-        await stored(
+        ended = await stored(
             lambda: self._calls.end_stream(
                 turn, finish_reason=reply.finish_reason, usage=reply.usage, calls=calls
             ),
             repeatable=True,
         )
-        return _at(view, State.PROCESSING_LLM_RESPONSE)
+        return _moved(view, ended)
 
     async def _ask(self, turn: StartedTurn, view: TurnView, reply: Reply) -> None:
         """Asks, and once more with less of the conversation where the model does not take all of it.

@@ -77,13 +77,13 @@ async def test_an_end_whose_answer_is_lost_starts_the_next_turn(postgresql_url: 
         async with running(settings, providers={"scripted": provider}) as contextd:
             await begin(contextd, provider)
             await send(contextd, "next")
-            ends = contextd.service.call_steps.dispatch
+            ends = contextd.service.call_steps.end_stream
 
-            async def cut_once(turn: Any) -> Any:
+            async def cut_once(turn: Any, **said: Any) -> Any:
                 cutter.armed = not cutter.cuts
-                return await ends(turn)
+                return await ends(turn, **said)
 
-            contextd.service.call_steps.dispatch = cut_once  # type: ignore[method-assign]
+            contextd.service.call_steps.end_stream = cut_once  # type: ignore[method-assign]
             provider.say("one", None, "two", None)
             await persistently(lambda: until(contextd, idle))
             found = [m.content for m in await conversation(contextd)]
@@ -92,7 +92,7 @@ async def test_an_end_whose_answer_is_lost_starts_the_next_turn(postgresql_url: 
     assert (len(provider.requests), cutter.cuts) == (2, 1)
 
 
-@pytest.mark.parametrize("step", ["open_message", "end_stream", "fail_transiently", "request_llm"])
+@pytest.mark.parametrize("step", ["open_message", "end_stream", "fail_transiently", "take_up"])
 async def test_a_step_whose_answer_is_lost_costs_no_attempt(postgresql_url: str, step: str) -> None:
     """What the model has said is not asked for again: it is stored once, whether it was or not."""
     provider = HeldProvider()
