@@ -28,6 +28,11 @@ class ContextdError(Exception):
         self.facts = facts
 
 
+def defect_in(error: Exception) -> Exception | None:
+    """What is worth a traceback in the log: not a refusal, such as that the database is away."""
+    return None if isinstance(error, ContextdError) else error
+
+
 class InvalidRequest(ContextdError):
     """The request is not of the form that the contract gives; `errors` names each field."""
 

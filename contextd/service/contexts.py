@@ -27,6 +27,7 @@ from contextd.core.errors import (
     InvalidRequest,
     PayloadTooLarge,
     ShuttingDown,
+    defect_in,
 )
 from contextd.core.machine import State
 from contextd.core.values import JsonObject
@@ -256,8 +257,8 @@ class Contexts:
                 await self.purge()
             except ShuttingDown:
                 return
-            except Exception:
-                log.exception("purging failed; it is tried again")
+            except Exception as error:
+                log.warning("purging failed; it is tried again", exc_info=defect_in(error))
                 await asyncio.sleep(PURGE_RETRY_S)
                 self._to_purge.set()
 

@@ -25,6 +25,7 @@ from contextd.core.errors import (
     SequenceGap,
     ShuttingDown,
     StaleProducer,
+    defect_in,
 )
 from contextd.core.machine import TURN_STATES, State, Trigger
 from contextd.core.message import Message, MessageStatus, Problem
@@ -212,8 +213,9 @@ class Producers:
                 await self.interrupt_silent()
             except ShuttingDown:
                 return
-            except Exception:
-                log.exception("looking for silent producers failed; the next round tries again")
+            except Exception as error:
+                what = "looking for silent producers failed; the next round tries again"
+                log.warning(what, exc_info=defect_in(error))
 
     async def interrupt_silent(self) -> None:
         """Closes as `interrupted` the messages that were not written to for so long.

@@ -16,7 +16,7 @@ import structlog
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from contextd.core.errors import ContextNotFound, Overloaded, ShuttingDown
+from contextd.core.errors import ContextNotFound, Overloaded, ShuttingDown, defect_in
 from contextd.core.machine import RESPONDING_STATES, WAITING_STATES, Trigger
 from contextd.core.message import Problem
 from contextd.service.ledger import Ledger
@@ -129,8 +129,9 @@ class Recovery:
             await self._ledger.edit_free([context_id], self._recover_in)
         except (Overloaded, ShuttingDown):
             raise
-        except Exception:
-            log.exception("recovering a context failed", context_id=context_id)
+        except Exception as error:
+            what = "recovering a context failed"
+            log.error(what, context_id=context_id, exc_info=defect_in(error))
 
     async def _recover_in(self, edit: ContextEdit) -> None:
         row = await running_turn(edit, is_abandoned(self._ledger.owner_id).label("is_abandoned"))

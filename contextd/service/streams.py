@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 
 import structlog
 
-from contextd.core.errors import ContextNotFound, Overloaded
+from contextd.core.errors import ContextNotFound, Overloaded, defect_in
 from contextd.core.message import MessageStatus
 from contextd.service.ledger import Ledger
 from contextd.signals.frames import Closing, Head, Standing, parse_cursor
@@ -84,8 +84,9 @@ class Streams:
             await asyncio.sleep(self._poll_s)
             try:
                 await self._compare()
-            except Exception:
-                log.exception("comparing the watched contexts failed; the next round tries again")
+            except Exception as error:
+                what = "comparing the watched contexts failed; the next round tries again"
+                log.warning(what, exc_info=defect_in(error))
 
     async def close(self) -> None:
         """Stops what catches up."""
@@ -144,10 +145,9 @@ class Streams:
     async def _try_to_catch_up(self, context_id: str) -> None:
         try:
             await self._catch_up(context_id)
-        except Exception:
-            log.exception(
-                "catching up failed; the next comparison asks again", context_id=context_id
-            )
+        except Exception as error:
+            what = "catching up failed; the next comparison asks again"
+            log.warning(what, context_id=context_id, exc_info=defect_in(error))
 
     async def _catch_up(self, context_id: str) -> None:
         """Reads what was committed elsewhere since the last revision that readers were told of."""

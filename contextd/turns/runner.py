@@ -31,6 +31,7 @@ from contextd.core.errors import (
     MessageNotFound,
     ShuttingDown,
     StaleProducer,
+    defect_in,
 )
 from contextd.core.machine import RESPONDING_STATES, WAITING_STATES, State
 from contextd.core.message import Problem, Usage
@@ -187,7 +188,7 @@ class Turns(TurnListener):
             except ShuttingDown:
                 return
             except Exception as error:
-                log.warning("looking after the turns failed", exc_info=_unless_passing(error))
+                log.warning("looking after the turns failed", exc_info=defect_in(error))
                 pause_s = self._settings.poll_s
 
     async def close(self) -> None:
@@ -235,8 +236,9 @@ class Turns(TurnListener):
                 return
             except (*_LOST, ShuttingDown):
                 raise
-            except Exception:
-                log.exception("the turn could not be ended; it is tried again")
+            except Exception as error:
+                what = "the turn could not be ended; it is tried again"
+                log.error(what, exc_info=defect_in(error))
             await asyncio.sleep(pause_s)
             again, pause_s = True, min(2 * pause_s, DEFECT_WAIT_MAX_S)
 
@@ -258,8 +260,8 @@ class Turns(TurnListener):
             )
         except (*_LOST, ShuttingDown):
             raise
-        except Exception:
-            log.exception("the turn failed by a defect")
+        except Exception as cause:
+            log.error("the turn failed by a defect", exc_info=defect_in(cause))
             error = Problem(type="internal_error", message="Something went wrong on the server.")
         await self._fail(turn, error, None)
 
@@ -467,11 +469,6 @@ def _too_long(error: InputTooLongError) -> FatalError:
     words = error.message.rstrip(".")
     message = f"{words}. What is left of the conversation is too long; {name} can bound it."
     return FatalError(error.type, message)
-
-
-def _unless_passing(error: Exception) -> Exception | None:
-    """What is worth a traceback: not that the database is away."""
-    return None if isinstance(error, ContextdError) else error
 
 
 def _problem(error: ProviderError) -> Problem:

@@ -1,11 +1,13 @@
 """Another database in the place of ours (§18): it is noticed, and served as a new one."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 from sqlalchemy import event, make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
+from structlog.testing import capture_logs
 
 from contextd.app import Contextd, running
 from contextd.core.context import ContextRequest
@@ -18,6 +20,11 @@ from contextd.store.upgrade import upgrade
 
 DEADLINE_S = 20
 POLL_S = 0.05
+FAILED = {
+    "comparing the watched contexts failed; the next round tries again",
+    "looking after the turns failed",
+    "looking for silent producers failed; the next round tries again",
+}
 
 
 async def run(url: str, *statements: str) -> None:
@@ -121,3 +128,28 @@ async def test_waiting_pulls_share_one_look(postgresql_url: str) -> None:
         await producers.append(live, epoch=1, texts=["x"], sizes=[1], sequences=[None])
         found = await asyncio.gather(*pulls)
         assert {pulled.content for pulled in found} == {"x"}
+
+
+@contextmanager
+def logging() -> Iterator[Callable[[], dict[str, bool]]]:
+    """What was logged since, and whether with a traceback."""
+    with capture_logs() as entries:
+        yield lambda: {entry["event"]: bool(entry.get("exc_info")) for entry in entries}
+
+
+async def test_background_tasks_log_no_traceback_of_a_broken_database(postgresql_url: str) -> None:
+    """Its code is logged where it comes up; who meets it again and again says so in a line."""
+    settings = Settings(database=postgresql_url, poll_s=POLL_S, producer_silence_s=0.1)
+    tables = ("contexts", "heads", "turns")
+    with logging() as logged:
+        async with running(settings) as contextd:
+            await say_hello(contextd)
+            stream = contextd.service.streams.subscribe(
+                "a", throttle_s=0, heartbeat_s=15, named=False
+            )
+            _ = [block async for block in contextd.service.streams.attach(stream, "a", None)]
+            await run(postgresql_url, *(f"ALTER TABLE {name} RENAME TO x{name}" for name in tables))
+            await until(lambda: logged().keys() >= FAILED)
+            await run(postgresql_url, *(f"ALTER TABLE x{name} RENAME TO {name}" for name in tables))
+            stream.close()
+    assert not any(logged().values())
