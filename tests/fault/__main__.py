@@ -22,11 +22,12 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]
 
 from cut_run import run_cuts  # noqa: E402 - found by the paths above
 from kill_run import KillRun  # noqa: E402
+from nodes_run import run_nodes  # noqa: E402
 from producer_run import ProducerRun  # noqa: E402
 from shutdown_run import run_shutdown  # noqa: E402
 from tool_run import ToolRun  # noqa: E402
 
-RUNS = ("cuts", "kills", "takeovers", "streams", "producers", "tools", "tool_takeovers")
+RUNS = ("cuts", "kills", "takeovers", "streams", "producers", "tools", "tool_takeovers", "faults")
 
 Show = Callable[[int], None]
 Run = Callable[[Path, Show], Awaitable[dict[str, Any]]]
@@ -72,6 +73,16 @@ def _parse() -> Namespace:
         "--tool-takeovers", type=int, default=0, metavar="N", help="the same with one of two"
     )
     parser.add_argument(
+        "--faults",
+        type=int,
+        default=0,
+        metavar="N",
+        help="do N faults to several servers and their PostgreSQL, which the run makes for itself",
+    )
+    parser.add_argument(
+        "--nodes", type=int, default=3, metavar="N", help="servers of such a run (default: 3)"
+    )
+    parser.add_argument(
         "--servers",
         type=int,
         default=1,
@@ -97,6 +108,8 @@ def _parse() -> Namespace:
         parser.error(f"nothing to do: name one of {options}")
     if arguments.database and sum(map(bool, chosen)) > 1:
         parser.error("one empty database serves one run")
+    if arguments.database and arguments.faults:
+        parser.error("--faults stops and replaces its database, so it makes one for itself")
     return arguments
 
 
@@ -133,6 +146,16 @@ def _runs(arguments: Namespace) -> list[tuple[str, int, Run]]:
         run = ToolRun(seed=seed, folder=folder, url=url, servers=2, settings=settings)
         return run.run(arguments.tool_takeovers, show)
 
+    def faults(folder: Path, show: Show) -> Awaitable[dict[str, Any]]:
+        return run_nodes(
+            arguments.faults,
+            show=show,
+            nodes=arguments.nodes,
+            seed=seed,
+            folder=folder,
+            settings=settings,
+        )
+
     named: list[tuple[str, int, Run]] = [
         ("cuts", arguments.cuts, cuts),
         ("kills", arguments.kills, kills),
@@ -141,6 +164,7 @@ def _runs(arguments: Namespace) -> list[tuple[str, int, Run]]:
         ("producers", arguments.producers, producers),
         ("tools", arguments.tools, tools),
         ("tool_takeovers", arguments.tool_takeovers, tool_takeovers),
+        ("faults", arguments.faults, faults),
     ]
     return [(name, total, run) for name, total, run in named if total]
 

@@ -80,6 +80,7 @@ class Conversation:
         answer = await ask("POST", "/contexts", body)
         if answer.status not in (200, 201):
             self.wrong("create", answer)
+            return
         self.cursor = answer.json()["stream_cursor"]
 
     async def act(self, ask: Ask) -> None:

@@ -111,7 +111,8 @@ class Crowd:
         conversation = self.conversation
         if not conversation.created:
             await conversation.create(self._ask)
-            self._admit_readers()
+            if conversation.created:
+                self._admit_readers()
         elif conversation.deleted:
             await conversation.require_gone(self._ask)
             await require_forgotten(self.world, conversation)
@@ -175,6 +176,8 @@ class Crowd:
         for message in messages:
             if message.superseded:
                 answer = await self._ask("GET", f"{base}/{message.id}", None)
+                if answer.status == 503:
+                    return
                 if answer.status != 200 or answer.json()["status"] != message.status:
                     self.evidence.fault("a message that cannot be read by id", message=message.id)
 

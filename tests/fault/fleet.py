@@ -3,7 +3,7 @@
 import asyncio
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from evidence import Evidence
 from serving import Server
@@ -19,7 +19,11 @@ SETTINGS: Mapping[str, object] = {
 
 
 class Fleet:
-    """Servers by number. A number that is not in `ports` is down."""
+    """Servers by number. A number that is not in `ports` is down.
+
+    `url_of` names the database for each of them, where they do not name it alike. A line of a log that
+    has one of `expected` is no defect.
+    """
 
     def __init__(
         self,
@@ -28,8 +32,11 @@ class Fleet:
         size: int,
         settings: Mapping[str, object],
         evidence: Evidence,
+        url_of: Callable[[int], str] | None = None,
+        expected: Sequence[str] = (),
     ) -> None:
-        self._url = url
+        self._url_of = url_of or (lambda _: url)
+        self._expected = expected
         self._settings = {**SETTINGS, **settings}
         self._servers: dict[int, Server] = {}
         self._evidence = evidence
@@ -48,14 +55,14 @@ class Fleet:
 
     async def start(self, number: int) -> None:
         """Returns when it accepts connections."""
-        server = self._servers[number] = Server(self._url, settings=self._settings)
+        server = self._servers[number] = Server(self._url_of(number), settings=self._settings)
         await asyncio.to_thread(server.start)
         self.ports[number] = server.port
         self.up.set()
 
     async def start_and_kill(self, number: int, after_s: float) -> bool:
         """A server that dies while it starts, or just after; says whether it had come up."""
-        server = self._servers[number] = Server(self._url, settings=self._settings)
+        server = self._servers[number] = Server(self._url_of(number), settings=self._settings)
         starting = asyncio.create_task(asyncio.to_thread(server.start))
         done, _ = await asyncio.wait([starting], timeout=after_s)
         await self._kill(number)
@@ -104,6 +111,10 @@ class Fleet:
         self._look_at_log(number)
 
     def _look_at_log(self, number: int) -> None:
-        log = self._servers[number].log
-        if any(word in log for word in DEFECTS):
-            self._evidence.fault("a defect in the server's log", log=log[-3000:])
+        lines = self._servers[number].log.splitlines(keepends=True)
+        for at, line in enumerate(lines):
+            is_expected = any(words in line for words in self._expected)
+            if any(word in line for word in DEFECTS) and not is_expected:
+                log = "".join(lines[max(0, at - 3) : at + 40])
+                self._evidence.fault("a defect in the server's log", log=log[:3000])
+                return

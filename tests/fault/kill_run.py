@@ -83,12 +83,7 @@ class KillRun:
         self._crowd_count = crowds
         self.evidence = Evidence(seed)
         lease = {"lease_s": LEASE_S} if self._several else {}
-        self._fleet = Fleet(
-            self._url,
-            size=servers,
-            settings={**lease, **(settings or {})},
-            evidence=self.evidence,
-        )
+        self._fleet = self._make_fleet(servers, {**lease, **(settings or {})})
         self._truth = Witness(self._url)
         self._streams = CuttingProxy(
             self._fleet.port, seed=f"{seed}:streams", cut_share=0.3, marks=STREAM_MARKS
@@ -103,6 +98,9 @@ class KillRun:
         self._closed = asyncio.Event()
         self.evidence.on_closed = self._closed.set
 
+    def _make_fleet(self, servers: int, settings: Mapping[str, object]) -> Fleet:
+        return Fleet(self._url, size=servers, settings=settings, evidence=self.evidence)
+
     async def run(self, kills: int, show: Callable[[int], None] = lambda _: None) -> dict[str, Any]:
         """Raises `AssertionError` with the seed when anything was wrong; else what was done."""
         started = time.monotonic()
@@ -111,9 +109,7 @@ class KillRun:
             await self._requests.start()
             await asyncio.gather(*map(self._fleet.start, range(self._fleet.size)))
             await self._truth.open()
-            if self._several:
-                self._unwatched = Unwatched(self._world(), self._seed)
-                self._tasks.append(asyncio.create_task(self._unwatched.run()))
+            self._begin_beside()
             for number in range(kills):
                 self._fill_up()
                 await (self._cycle_of_several() if self._several else self._cycle())
@@ -129,6 +125,12 @@ class KillRun:
         counts["cuts"] = self._streams.cut_count + self._requests.cut_count
         counts["conversations"] = self._made
         return {"seconds": round(time.monotonic() - started, 1), **dict(sorted(counts.items()))}
+
+    def _begin_beside(self) -> None:
+        """What goes on beside the crowds."""
+        if self._several:
+            self._unwatched = Unwatched(self._world(), self._seed)
+            self._tasks.append(asyncio.create_task(self._unwatched.run()))
 
     # One crash.
 
@@ -276,6 +278,10 @@ class KillRun:
             stages = [crowd.stage for crowd in self._crowds if not crowd.over]
             self.evidence.fault("conversations that do not come to their end", stages=stages)
         self.evidence.require_none()
+        await self._end()
+
+    async def _end(self) -> None:
+        """Everything is at rest and compared; the database as a whole is left."""
         await check_whole(self._truth, self.evidence)
         if not self._several:
             await self._stop_and_purge()

@@ -8,6 +8,7 @@ database in the same moment: nothing may say `final` or `immutable` that lacks t
 
 import asyncio
 import json
+from contextlib import suppress
 from random import Random
 from typing import Any
 
@@ -27,6 +28,7 @@ class Unwatched:
         self._seed = seed
         self._stopping = False
         self._made = 0
+        self._context_id = ""
 
     async def run(self) -> None:
         """What a kill breaks off is given up, and another context is begun."""
@@ -35,7 +37,7 @@ class Unwatched:
                 await self.one()
             except (BrokenError, IndexError):
                 self._evidence.counts["unwatched contexts that were broken off"] += 1
-                await asyncio.sleep(0.1)
+                await self._abandon()
             except HungError as error:
                 self._evidence.fault("an operation that hangs", operation=str(error))
 
@@ -47,6 +49,7 @@ class Unwatched:
         """The next context, from its creation to its deletion."""
         self._made += 1
         context_id = f"unwatched.{self._seed}.{self._made}".replace(" ", "_")
+        self._context_id = context_id
         random = Random(context_id)
         path = f"/contexts/{context_id}/messages"
         if (await self._ask(random, "POST", "/contexts", {"id": context_id})).status != 201:
@@ -62,6 +65,17 @@ class Unwatched:
         await self._read_everywhere(context_id, "u")
         await self._delete(random, context_id)
         self._evidence.counts["unwatched contexts"] += 1
+
+    async def _abandon(self) -> None:
+        """Nothing is left open of the context that was broken off."""
+        self._evidence.deleting.add(self._context_id)
+        while True:
+            await asyncio.sleep(0.1)
+            with suppress(BrokenError, IndexError):
+                random = Random(self._context_id)
+                answer = await self._ask(random, "DELETE", f"/contexts/{self._context_id}", None)
+                if answer.status in (204, 404):
+                    return
 
     async def _write(self, random: Random, context_id: str) -> int:
         path = f"/contexts/{context_id}/messages/m"

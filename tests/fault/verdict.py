@@ -277,7 +277,7 @@ def reply_of(message: StoredMessage) -> Reply:
 
 
 # Of a deleted context rows may be left that are still to be purged: they are nobody's any more.
-_LIVING = """heads h JOIN messages m ON m.key = h.message_key
+LIVING = """heads h JOIN messages m ON m.key = h.message_key
              JOIN contexts c ON c.key = m.context_key"""
 WHOLE = {
     "a hole among sequences": """
@@ -341,6 +341,6 @@ async def check_whole(truth: Witness, evidence: Evidence, *, at_rest: bool = Tru
     size = "length(CAST(content AS BLOB))" if truth.sqlite_path else "octet_length(content)"
     for what, sql in WHOLE.items():
         if at_rest or what in ALWAYS:
-            ((count,),) = await truth.rows(sql.format(bytes=size, living=_LIVING))
+            ((count,),) = await truth.rows(sql.format(bytes=size, living=LIVING))
             if count:
                 evidence.fault(what, rows=count)

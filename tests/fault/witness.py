@@ -14,6 +14,7 @@ from typing import Any
 
 SQLITE_PREFIX = "sqlite+aiosqlite:///"
 BUSY_S = 10.0
+BACK_S_MAX = 60.0  # for a database that is stopped and started again
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,7 @@ class Witness:
         if path is not None:
             self._sqlite = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=BUSY_S)
         else:
-            import asyncpg  # noqa: PLC0415 - only with PostgreSQL
-
-            self._postgresql = await asyncpg.connect(self.url.replace("+asyncpg", ""))
+            self._postgresql = await self._connect()
         return self
 
     async def close(self) -> None:
@@ -122,7 +121,26 @@ class Witness:
         if self._sqlite is not None:
             return self._sqlite.execute(sql.replace("$", "?"), values).fetchall()
         async with self._turn:
-            return list(await self._postgresql.fetch(sql, *values))
+            return list(await self._fetch(sql, values))
+
+    async def _connect(self) -> Any:
+        import asyncpg  # noqa: PLC0415 - only with PostgreSQL
+
+        return await asyncpg.connect(self.url.replace("+asyncpg", ""))
+
+    async def _fetch(self, sql: str, values: Any) -> Any:
+        """Where the database is stopped meanwhile, the answer is that of the one that comes back."""
+        deadline = asyncio.get_running_loop().time() + BACK_S_MAX
+        while True:
+            try:
+                if self._postgresql.is_closed():
+                    self._postgresql = await self._connect()
+                return await self._postgresql.fetch(sql, *values)
+            except Exception as error:
+                late = asyncio.get_running_loop().time() > deadline
+                if late or not _is_away(error):
+                    raise
+            await asyncio.sleep(0.05)
 
     async def head(self, context_id: str, message_id: str) -> int | None:
         """The committed head of a message; None when it is not there."""
@@ -197,6 +215,12 @@ class Witness:
             context_key,
         )
         return [Step(*row) for row in found]
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether the database was stopped, or is not up again yet."""
+    state = getattr(error, "sqlstate", None) or ""
+    return isinstance(error, OSError) or state[:2] in ("57", "08") or "connection" in str(error)
 
 
 async def copy_of(witness: Witness, folder: Path) -> Witness:
