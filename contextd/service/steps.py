@@ -9,7 +9,7 @@ next append refused by the message's closed head.
 from collections.abc import Sequence
 
 import msgspec
-from sqlalchemy import func, insert, select
+from sqlalchemy import bindparam, func, insert, select
 
 from contextd.core.machine import WAITING_STATES, State, Trigger
 from contextd.core.message import MessageStatus, Problem, Role, Usage
@@ -47,6 +47,16 @@ CALL_STATES = WAITING_STATES | {State.PROCESSING_LLM_RESPONSE, State.EXECUTING_T
 OVERTAKEN = Problem(
     type="overtaken", message="Another message was sent on the branch before this retry began."
 )
+
+
+_TURN = select(turns).where(turns.c.key == bindparam("of_turn"))
+_NEXT_QUEUED = (
+    select(turns)
+    .where(turns.c.context_key == bindparam("of_context"), turns.c.status == QUEUED)
+    .order_by(turns.c.queue_position)
+    .limit(1)
+)
+_INSERT_TURN = insert(turns).returning(turns.c.key)
 
 
 class TurnLostError(Refused):
@@ -318,24 +328,23 @@ class Steps:
             )
             position = (last or 0) + 1
         inserted = await edit.connection.execute(
-            insert(turns)
-            .values(
-                context_key=edit.key,
-                id=turn_id,
-                branch=branch,
-                user_message_key=user_message_key,
-                status=QUEUED if queued else RUNNING,
-                queue_position=position,
-                owner_id=None if queued else self._ledger.owner_id,
-                fence=1,
-                attempt=1,
-                retry_of=retry_of,
-                from_start=from_start,
-                started_at=None if queued else edit.now,
-                phases={},
-                created_at=edit.now,
-            )
-            .returning(turns.c.key)
+            _INSERT_TURN,
+            {
+                "context_key": edit.key,
+                "id": turn_id,
+                "branch": branch,
+                "user_message_key": user_message_key,
+                "status": QUEUED if queued else RUNNING,
+                "queue_position": position,
+                "owner_id": None if queued else self._ledger.owner_id,
+                "fence": 1,
+                "attempt": 1,
+                "retry_of": retry_of,
+                "from_start": from_start,
+                "started_at": None if queued else edit.now,
+                "phases": {},
+                "created_at": edit.now,
+            },
         )
         if not queued:
             self.announce(edit, inserted.scalar_one(), turn_id, fence=1)
@@ -345,10 +354,9 @@ class Steps:
 
         A retry that another message has overtaken meanwhile is not started: it is cancelled.
         """
-        query = select(turns).where(turns.c.context_key == edit.key, turns.c.status == QUEUED)
-        first = query.order_by(turns.c.queue_position).limit(1)
         while not edit.busy:
-            row = (await edit.connection.execute(first)).one_or_none()
+            found = await edit.connection.execute(_NEXT_QUEUED, {"of_context": edit.key})
+            row = found.one_or_none()
             if row is None:
                 return
             if row.retry_of is not None and await is_overtaken(edit, row):
@@ -432,9 +440,7 @@ class Steps:
         return bool(rows) or await last_said(edit, row) not in (None, TOOL_CALL, TOOL_RESULT)
 
     async def own(self, edit: ContextEdit, turn: StartedTurn) -> AnyRow:
-        row = (
-            await edit.connection.execute(select(turns).where(turns.c.key == turn.key))
-        ).one_or_none()
+        row = (await edit.connection.execute(_TURN, {"of_turn": turn.key})).one_or_none()
         mine = row is not None and row.owner_id == self._ledger.owner_id
         if row is None or not mine or row.status != RUNNING or row.fence != turn.fence:
             raise TurnLostError(turn.id)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import bindparam, insert, select, update
+from sqlalchemy import bindparam, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from contextd.core.errors import ContextNotFound
@@ -20,13 +20,52 @@ from contextd.core.message import TEXT, MessageStats, MessageStatus, Problem, Ro
 from contextd.core.values import JsonObject
 from contextd.store.appends import utf8_bytes
 from contextd.store.clock import Clock
-from contextd.store.locks import for_update
+from contextd.store.locks import Locking, waits
 from contextd.store.notices import ClosedMessage, Notice, OpenedMessage, StartedTurn
 from contextd.store.stored import stored_phases
 from contextd.store.tables import AnyRow, chunks, contexts, heads, journal, messages, turns
 from contextd.store.tree import Tree
 from contextd.store.writer import Refused
 
+_CONTEXT = Locking(select(contexts).where(contexts.c.id == bindparam("context_id")))
+_OPEN_MESSAGES = (
+    select(messages)
+    .where(messages.c.context_key == bindparam("of_context"), messages.c.status == "streaming")
+    .order_by(messages.c.key)
+)
+_OPEN_OF_TURN = _OPEN_MESSAGES.where(messages.c.turn_id == bindparam("of_turn"))
+_CLOSE_HEAD = {
+    waiting: update(heads)
+    .where(
+        heads.c.message_key
+        == select(heads.c.message_key)
+        .where(heads.c.message_key == bindparam("of_message"))
+        .with_for_update(nowait=not waiting)
+        .scalar_subquery()
+    )
+    .values(is_open=False)
+    .returning(heads)
+    for waiting in (True, False)
+}
+_ASKED_AT = (
+    select(journal.c.at)
+    .where(
+        journal.c.context_key == bindparam("of_context"),
+        journal.c.revision < bindparam("opened_revision"),
+        journal.c.turn_id == bindparam("of_turn"),
+        journal.c.trigger.in_((Trigger.REQUEST_LLM.value, Trigger.RETRY.value)),
+    )
+    .order_by(journal.c.revision.desc())
+    .limit(1)
+)
+_FIRST_AND_LAST = (
+    select(chunks.c.created_at)
+    .where(
+        chunks.c.message_key == bindparam("of_message"),
+        or_(chunks.c.sequence == 1, chunks.c.sequence == bindparam("head")),
+    )
+    .order_by(chunks.c.sequence)
+)
 _INSERT_JOURNAL = insert(journal)
 _INSERT_MESSAGE = insert(messages).returning(messages.c.key)
 _INSERT_HEAD = insert(heads)
@@ -99,8 +138,8 @@ class ContextEdit:
         cls, connection: AsyncConnection, context_id: str, clock: Clock
     ) -> "ContextEdit":
         """Locks the context's row. Raises `ContextNotFound`."""
-        query = select(contexts).where(contexts.c.id == context_id)
-        row = (await connection.execute(for_update(connection, query))).one_or_none()
+        found = await connection.execute(_CONTEXT.on(connection), {"context_id": context_id})
+        row = found.one_or_none()
         if row is None:
             raise ContextNotFound(context_id)
         return cls(connection, row, clock)
@@ -294,12 +333,12 @@ class ContextEdit:
 
     async def open_rows(self, *, turn_id: str | None = None) -> Sequence[AnyRow]:
         """The context's open messages, in the order in which they were opened."""
-        query = select(messages).where(
-            messages.c.context_key == self.key, messages.c.status == "streaming"
-        )
-        if turn_id is not None:
-            query = query.where(messages.c.turn_id == turn_id)
-        return (await self.connection.execute(query.order_by(messages.c.key))).all()
+        if turn_id is None:
+            found = await self.connection.execute(_OPEN_MESSAGES, {"of_context": self.key})
+        else:
+            of_turn = {"of_context": self.key, "of_turn": turn_id}
+            found = await self.connection.execute(_OPEN_OF_TURN, of_turn)
+        return found.all()
 
     async def supersede(self, keys: Sequence[int]) -> None:
         """Takes closed messages out of the lists; they stay readable by their ids."""
@@ -416,30 +455,15 @@ class ContextEdit:
 
     async def _close_head(self, key: int) -> AnyRow:
         """After this no append of any writer can match the row again."""
-        head = select(heads.c.message_key).where(heads.c.message_key == key)
-        locked = for_update(self.connection, head).scalar_subquery()
-        result = await self.connection.execute(
-            update(heads)
-            .where(heads.c.message_key == locked)
-            .values(is_open=False)
-            .returning(heads)
-        )
+        close = _CLOSE_HEAD[waits(self.connection)]
+        result = await self.connection.execute(close, {"of_message": key})
         row: AnyRow = result.one()
         return row
 
     async def _stats(self, row: AnyRow, head: AnyRow) -> MessageStats:
         began = await self._began_at(row)
-        span = (
-            (
-                await self.connection.execute(
-                    select(chunks.c.created_at)
-                    .where(chunks.c.message_key == row.key, chunks.c.sequence.in_((1, head.head)))
-                    .order_by(chunks.c.sequence)
-                )
-            )
-            .scalars()
-            .all()
-        )
+        ends = {"of_message": row.key, "head": head.head}
+        span = (await self.connection.execute(_FIRST_AND_LAST, ends)).scalars().all()
         total_ms, ages = self.elapsed_ms(began), [self.elapsed_ms(at) for at in span]
         first_ms = max(0, total_ms - ages[0]) if ages else None
         interval = max(0, ages[0] - ages[-1]) / (head.head - 1) if head.head > 1 else None
@@ -457,15 +481,12 @@ class ContextEdit:
         if row.turn_id is None:
             return int(row.created_at)
         asked: int | None = await self.connection.scalar(
-            select(journal.c.at)
-            .where(
-                journal.c.context_key == self.key,
-                journal.c.revision < row.opened_revision,
-                journal.c.turn_id == row.turn_id,
-                journal.c.trigger.in_((Trigger.REQUEST_LLM.value, Trigger.RETRY.value)),
-            )
-            .order_by(journal.c.revision.desc())
-            .limit(1)
+            _ASKED_AT,
+            {
+                "of_context": self.key,
+                "opened_revision": row.opened_revision,
+                "of_turn": row.turn_id,
+            },
         )
         return int(row.created_at) if asked is None else asked
 

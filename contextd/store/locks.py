@@ -3,7 +3,7 @@
 On SQLite the write lock of the whole transaction is enough, and all of this says nothing.
 """
 
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Select, text
 from sqlalchemy.exc import DBAPIError
@@ -33,6 +33,18 @@ def for_update(connection: AsyncConnection, query: Select[T], *, of: Any = None)
     Rows must be ordered by their key where there may be several.
     """
     return query.with_for_update(of=of, nowait=not waits(connection))
+
+
+class Locking(Generic[T]):
+    """A query that is built once and locks its rows as `for_update` does."""
+
+    def __init__(self, query: Select[T]) -> None:
+        self._waiting = query.with_for_update()
+        self._not_waiting = query.with_for_update(nowait=True)
+
+    def on(self, connection: AsyncConnection) -> Select[T]:
+        """The query for this connection."""
+        return self._waiting if waits(connection) else self._not_waiting
 
 
 async def wait_for_rows(connection: AsyncConnection) -> None:

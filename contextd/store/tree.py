@@ -23,6 +23,7 @@ from sqlalchemy import (
     Integer,
     Select,
     and_,
+    bindparam,
     case,
     delete,
     insert,
@@ -49,6 +50,18 @@ class BranchTip(msgspec.Struct, frozen=True, kw_only=True):
     leaf_id: str | None
 
 
+_TIP = (
+    select(branches, messages.c.id.label("leaf_id"))
+    .join(messages, messages.c.key == branches.c.leaf_key, isouter=True)
+    .where(
+        branches.c.context_key == bindparam("of_context"), branches.c.name == bindparam("branch")
+    )
+)
+_MOVE_LEAF = update(branches).where(
+    branches.c.context_key == bindparam("of_context"), branches.c.name == bindparam("branch")
+)
+
+
 class Tree:
     """The tree of one context, to be changed inside a transaction that holds the context's lock."""
 
@@ -59,13 +72,8 @@ class Tree:
 
     async def tip(self, name: str) -> BranchTip:
         """Where the branch ends. Raises `BranchNotFound`."""
-        row = (
-            await self._connection.execute(
-                select(branches, messages.c.id.label("leaf_id"))
-                .join(messages, messages.c.key == branches.c.leaf_key, isouter=True)
-                .where(branches.c.context_key == self._context_key, branches.c.name == name)
-            )
-        ).one_or_none()
+        place = {"of_context": self._context_key, "branch": name}
+        row = (await self._connection.execute(_TIP, place)).one_or_none()
         if row is None:
             raise BranchNotFound(name)
         return BranchTip(
@@ -78,9 +86,13 @@ class Tree:
     async def move_leaf(self, branch: str, key: int | None, depth: int) -> None:
         """The branch ends at this message from now on; at none where `key` is null."""
         await self._connection.execute(
-            update(branches)
-            .where(branches.c.context_key == self._context_key, branches.c.name == branch)
-            .values(leaf_key=key, leaf_depth=depth)
+            _MOVE_LEAF,
+            {
+                "of_context": self._context_key,
+                "branch": branch,
+                "leaf_key": key,
+                "leaf_depth": depth,
+            },
         )
 
     async def close_up(self, superseded: Sequence[AnyRow]) -> None:
