@@ -1,6 +1,6 @@
 """Replies as models and servers may say them, made up with a ground truth: no wrong call ever runs.
 
-`CONTEXTD_REPLIES` sets how many are tried, over all tests.
+`CHAT_REPLIES` sets how many are tried, over all tests.
 """
 
 import json
@@ -17,7 +17,7 @@ from test_chat_corpus import Read, read
 
 from contextd.tools.arguments import ArgumentsError, parse
 
-REPLIES = int(os.environ.get("CONTEXTD_REPLIES", "500"))
+REPLIES = int(os.environ.get("CHAT_REPLIES", "500"))
 NAMES = ["lookup", "read", "read_file", "sweep"]
 Call = tuple[str, str]  # name, and arguments as canonical JSON
 
