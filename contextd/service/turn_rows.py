@@ -100,9 +100,7 @@ async def leave_behind(edit: ContextEdit, tries: Sequence[AnyRow], *, from_start
             kept_to = await _kept_to(edit, row.id)
         else:
             continue  # what the tries between them kept or left behind stays so
-        await edit.connection.execute(
-            update(turns).where(turns.c.key == row.key).values(kept_to=kept_to)
-        )
+        edit.put_turn(row.key, kept_to=kept_to)
 
 
 async def _kept_to(edit: ContextEdit, turn_id: str) -> int | None:
