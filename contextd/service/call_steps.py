@@ -7,7 +7,7 @@ crash interrupts can be told from what it did not reach. Nothing here runs a too
 from collections.abc import Sequence
 
 import msgspec
-from sqlalchemy import insert, select
+from sqlalchemy import bindparam, insert, select
 
 from contextd.core.context import ApprovalPolicy
 from contextd.core.machine import RESPONDING_STATES, State, Trigger
@@ -31,7 +31,7 @@ from contextd.service.turn_rows import add_usage
 from contextd.store.edit import ContextEdit
 from contextd.store.notices import StartedTurn
 from contextd.store.stored import stored_policy
-from contextd.store.tables import AnyRow, tool_calls
+from contextd.store.tables import AnyRow, tool_calls, turns
 
 TOOL_LIMIT = "tool_limit"
 CUT_OFF = "cut_off"
@@ -39,6 +39,15 @@ INTERRUPTED = (
     f"{OUTCOME_UNKNOWN}: the server stopped while this tool ran. It may have had its effect or not."
 )
 _S = ToolCallStatus
+_IS_CUT_OFF = (
+    select(tool_calls.c.key)
+    .where(tool_calls.c.context_key == turns.c.context_key, tool_calls.c.turn_id == turns.c.id)
+    .where(tool_calls.c.error == CUT_OFF)
+    .exists()
+)
+_CUT_OFF_TURN = select(turns, _IS_CUT_OFF.label("is_cut_off")).where(
+    turns.c.key == bindparam("of_turn")
+)
 
 
 class CheckedCall(msgspec.Struct, frozen=True, kw_only=True):
@@ -196,14 +205,8 @@ class CallSteps:
         """
 
         async def work(edit: ContextEdit) -> TurnView | None:
-            row = await self._steps.own(edit, turn)
-            cut_off = await edit.connection.scalar(
-                select(tool_calls.c.key)
-                .where(tool_calls.c.context_key == edit.key, tool_calls.c.turn_id == turn.id)
-                .where(tool_calls.c.error == CUT_OFF)
-                .limit(1)
-            )
-            if row.finish_reason == TOOL_LIMIT or cut_off is not None:
+            row = await self._steps.own(edit, turn, _CUT_OFF_TURN)
+            if row.finish_reason == TOOL_LIMIT or row.is_cut_off:
                 await self._steps.finish_in(edit, row)
                 return None
             return await self._steps.request_llm_in(edit, row)

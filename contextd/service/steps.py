@@ -7,9 +7,10 @@ next append refused by the message's closed head.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
-from sqlalchemy import bindparam, func, insert, select
+from sqlalchemy import Select, bindparam, func, insert, select
 
 from contextd.core.machine import WAITING_STATES, State, Trigger
 from contextd.core.message import MessageStatus, Problem, Role, Usage
@@ -439,8 +440,10 @@ class Steps:
         await edit.close_messages(rows, MessageStatus(status.value), error=error)
         return bool(rows) or await last_said(edit, row) not in (None, TOOL_CALL, TOOL_RESULT)
 
-    async def own(self, edit: ContextEdit, turn: StartedTurn) -> AnyRow:
-        row = (await edit.connection.execute(_TURN, {"of_turn": turn.key})).one_or_none()
+    async def own(self, edit: ContextEdit, turn: StartedTurn, query: Select[Any] = _TURN) -> AnyRow:
+        """The turn's row, by a query for the key `of_turn`. Raises `TurnLostError` if it is not ours."""
+        found = await edit.connection.execute(query, {"of_turn": turn.key})
+        row: AnyRow | None = found.one_or_none()
         mine = row is not None and row.owner_id == self._ledger.owner_id
         if row is None or not mine or row.status != RUNNING or row.fence != turn.fence:
             raise TurnLostError(turn.id)
