@@ -5,12 +5,12 @@ method is one snapshot. Every scan is bounded by a limit that the caller names.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, cast
 
 import msgspec
-from sqlalchemy import Select, func, select, text, tuple_, union_all
+from sqlalchemy import ColumnElement, Select, bindparam, func, select, text, tuple_, union_all
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -106,6 +106,29 @@ def select_contexts(
 
 def _newest(query: Select[Any], columns: Any, limit: int) -> Select[Any]:
     return query.order_by(columns.changed_at.desc(), columns.key.desc()).limit(limit)
+
+
+def _of_contexts(column: Any) -> ColumnElement[bool]:
+    """Of the contexts that are named when the statement runs."""
+    return cast("ColumnElement[bool]", column.in_(bindparam("of_contexts", expanding=True)))
+
+
+_QUEUED = (
+    select(turns.c.context_key, func.count())
+    .where(_of_contexts(turns.c.context_key), turns.c.status == "queued")
+    .group_by(turns.c.context_key)
+)
+_PENDING = (
+    select(tool_calls.c.context_key, tool_calls.c.id)
+    .where(_of_contexts(tool_calls.c.context_key), tool_calls.c.status == "pending")
+    .order_by(tool_calls.c.key)
+)
+_OPEN = (
+    select_placed()
+    .where(_of_contexts(messages.c.context_key), messages.c.status == "streaming")
+    .order_by(messages.c.revision, messages.c.key)
+)
+_CONTEXT = select(contexts).where(contexts.c.id == bindparam("context_id"))
 
 
 class Reader:
@@ -233,7 +256,7 @@ class Reader:
         """Raises `ContextNotFound`."""
         async with self.snapshot() as connection:
             row = await find_context(connection, context_id)
-            return await _complete_context(connection, row)
+            return (await _complete_contexts(connection, [row]))[0]
 
     async def contexts(
         self, *, states: Sequence[str], before: tuple[int, int] | None, limit: int
@@ -242,7 +265,7 @@ class Reader:
         query = select_contexts(states, before=before, limit=limit)
         async with self.snapshot() as connection:
             rows = (await connection.execute(query)).all()
-            return [await _complete_context(connection, row) for row in rows]
+            return await _complete_contexts(connection, rows)
 
     async def message(self, context_id: str, message_id: str) -> AnyRow:
         """Raises `ContextNotFound` or `MessageNotFound`."""
@@ -446,9 +469,7 @@ async def _let_go(connection: AsyncConnection | None) -> None:
 
 async def find_context(connection: AsyncConnection, context_id: str) -> AnyRow:
     """The context's row. Raises `ContextNotFound`."""
-    row = (
-        await connection.execute(select(contexts).where(contexts.c.id == context_id))
-    ).one_or_none()
+    row = (await connection.execute(_CONTEXT, {"context_id": context_id})).one_or_none()
     if row is None:
         raise ContextNotFound(context_id)
     return row
@@ -469,27 +490,32 @@ async def _find_head(connection: AsyncConnection, context_id: str, message_id: s
 
 
 async def _open_messages(connection: AsyncConnection, context_key: int) -> Sequence[AnyRow]:
-    rows: Sequence[AnyRow] = (
-        await connection.execute(
-            select_messages(context_key)
-            .where(messages.c.status == "streaming")
-            .order_by(messages.c.revision, messages.c.key)
-        )
-    ).all()
+    found = await connection.execute(_OPEN, {"of_contexts": [context_key]})
+    rows: Sequence[AnyRow] = found.all()
     return rows
 
 
-async def _complete_context(connection: AsyncConnection, row: AnyRow) -> ContextSnapshot:
-    queued = await connection.scalar(
-        select(func.count())
-        .select_from(turns)
-        .where(turns.c.context_key == row.key, turns.c.status == "queued")
-    )
-    pending = await connection.execute(
-        select(tool_calls.c.id)
-        .where(tool_calls.c.context_key == row.key, tool_calls.c.status == "pending")
-        .order_by(tool_calls.c.key)
-    )
-    return ContextSnapshot(
-        row, await _open_messages(connection, row.key), queued or 0, pending.scalars().all()
-    )
+async def _complete_contexts(
+    connection: AsyncConnection, rows: Sequence[AnyRow]
+) -> list[ContextSnapshot]:
+    """Each with what it has that its row does not say: three statements, however many there are."""
+    of = {"of_contexts": [row.key for row in rows]}
+    queued: dict[int, int] = dict((await connection.execute(_QUEUED, of)).all())
+    pending = _by_context(await connection.execute(_PENDING, of))
+    open_messages = _by_context(await connection.execute(_OPEN, of))
+    return [
+        ContextSnapshot(
+            row,
+            open_messages.get(row.key, []),
+            queued.get(row.key, 0),
+            [call.id for call in pending.get(row.key, [])],
+        )
+        for row in rows
+    ]
+
+
+def _by_context(rows: Iterable[AnyRow]) -> dict[int, list[AnyRow]]:
+    found: dict[int, list[AnyRow]] = {}
+    for row in rows:
+        found.setdefault(row.context_key, []).append(row)
+    return found
