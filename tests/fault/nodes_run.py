@@ -46,6 +46,7 @@ EXPECTED = (
     "code=42P01",  # no tables
     "code=57P04",  # dropped
     "code=3D000",
+    "code=25006",  # a standby that is not promoted yet
     "the turn failed by a defect",
     "the turn could not be ended",
     "recovering a context failed",

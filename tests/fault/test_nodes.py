@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from nodes_run import run_nodes
 
 FAULTS = (
@@ -16,6 +17,7 @@ FAULTS = (
 )
 
 
+@pytest.mark.slow
 async def test_three_servers_and_their_database_may_fail_at_any_moment(tmp_path: Path) -> None:
     """Texts, sequences and turns are whole, what was acknowledged is kept, another database is noticed."""
     done = await run_nodes(
