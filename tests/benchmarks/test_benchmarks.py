@@ -33,8 +33,14 @@ def test_every_figure_is_measured_in_a_quick_run() -> None:
     assert set(FIGURES) == INSIDE | PRODUCED | OTHERS
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("names", [INSIDE, PRODUCED])
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"pulls", "posts"},
+        pytest.param(INSIDE, marks=pytest.mark.long),
+        pytest.param(PRODUCED, marks=pytest.mark.long),
+    ],
+)
 def test_quick_run_measures_every_figure_against_a_limit(tmp_path: Path, names: set[str]) -> None:
     """`python tests/benchmarks --quick` gives one complete row per figure and exits cleanly."""
     path = tmp_path / "rows.jsonl"
@@ -54,7 +60,6 @@ def test_quick_run_measures_every_figure_against_a_limit(tmp_path: Path, names: 
         assert row.name in done.stderr
 
 
-@pytest.mark.slow
 def test_what_is_not_installed_is_left_out() -> None:
     """The run says so, prints no row for it, and exits cleanly."""
     done = run("--quick", names=OTHERS)
