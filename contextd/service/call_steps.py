@@ -91,10 +91,12 @@ class CallSteps:
         finish_reason: str | None,
         usage: Usage | None,
         calls: Sequence[CheckedCall],
+        go_on: bool,
     ) -> State:
         """The model has said everything: closes the reply's messages and writes its calls.
 
-        Goes on to where they lead; idle without any. A second time it changes nothing.
+        Where it is to `go_on`, it does what `dispatch` does as well. Says where the turn then stands.
+        A second time it changes nothing.
         """
 
         async def work(edit: ContextEdit) -> State:
@@ -114,6 +116,8 @@ class CallSteps:
             for number, call in enumerate(calls, 1):
                 beyond = number > left
                 await self._write(edit, row, call, policy, round_=rounds + 1, beyond=beyond)
+            if not go_on:
+                return edit.state
             if not calls:
                 await self._steps.finish_in(edit, row, has_said=bool(rows))
                 return State.IDLE

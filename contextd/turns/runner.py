@@ -15,6 +15,7 @@ task under an older fence is stopped by its successor: no turn ever has two.
 """
 
 import asyncio
+import itertools
 import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -29,6 +30,7 @@ from contextd.core.errors import (
     ContextNotFound,
     MessageClosed,
     MessageNotFound,
+    Overloaded,
     ShuttingDown,
     StaleProducer,
     defect_in,
@@ -245,8 +247,7 @@ class Turns(TurnListener):
     async def _run_or_fail(self, turn: StartedTurn, *, again: bool) -> None:
         limit: asyncio.Timeout | None = None
         try:
-            look = self._steps.view if again else self._steps.take_up
-            view = await stored(lambda: look(turn), repeatable=True)
+            view = await (self._look_again(turn) if again else self._take_up(turn))
             left_s = self._settings.turn_timeout_s - view.worked_ms / 1000
             async with asyncio.timeout(max(0.0, left_s)) as limit:
                 await self._drive(turn, view, limit, again=again)
@@ -265,6 +266,16 @@ class Turns(TurnListener):
             error = Problem(type="internal_error", message="Something went wrong on the server.")
         await self._fail(turn, error, None)
 
+    async def _take_up(self, turn: StartedTurn) -> TurnView:
+        """The first look, and the first step with it where the database takes it at once."""
+        try:
+            return await self._steps.take_up(turn)
+        except (Overloaded, Unconfirmed):
+            return await self._look_again(turn)
+
+    async def _look_again(self, turn: StartedTurn) -> TurnView:
+        return await stored(lambda: self._steps.view(turn), repeatable=True)
+
     async def _drive(
         self, turn: StartedTurn, view: TurnView, limit: asyncio.Timeout, *, again: bool
     ) -> None:
@@ -281,7 +292,7 @@ class Turns(TurnListener):
                 current = await self._advance(turn, current, limit)
             except Unconfirmed:
                 await asyncio.sleep(STORE_RETRY_S)
-                current = await stored(lambda: self._steps.view(turn), repeatable=True)
+                current = await self._look_again(turn)
 
     async def _advance(
         self, turn: StartedTurn, view: TurnView, limit: asyncio.Timeout
@@ -345,9 +356,15 @@ class Turns(TurnListener):
             if reply.first_chunk_s is not None:
                 self.first_chunk.observe(reply.first_chunk_s)
         calls = await self._executing.check(view.context, reply)
+        at_once = itertools.chain([True], itertools.repeat(False))
         ended = await stored(
+            # In one transaction; where the database does not take it, step by step.
             lambda: self._calls.end_stream(
-                turn, finish_reason=reply.finish_reason, usage=reply.usage, calls=calls
+                turn,
+                finish_reason=reply.finish_reason,
+                usage=reply.usage,
+                calls=calls,
+                go_on=next(at_once),
             ),
             repeatable=True,
         )
