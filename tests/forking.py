@@ -22,6 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 MESSAGE_BYTES_MAX = 1 << 20
 EXIT_CRASH = 1
+PR_SET_PDEATHSIG = 1
 
 
 class Forked:
@@ -108,7 +109,7 @@ def spawn(arguments: Sequence[str], env: Mapping[str, str]) -> Forked:
 
 
 def _serve_forks(orders: socket.socket) -> None:
-    """Forks as it is told until its owner is gone. What it has forked then goes on."""
+    """Forks as it is told until its owner is gone. What it has forked ends with it."""
     wake, woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: its owner ends it
@@ -151,6 +152,7 @@ def _become(order: dict[str, object], stdout: int, stderr: int) -> None:
     """Is `contextd` from here on."""
     code = EXIT_CRASH
     try:
+        _end_with_the_nursery()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         null = os.open(os.devnull, os.O_RDONLY)
@@ -179,6 +181,13 @@ def _become(order: dict[str, object], stdout: int, stderr: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _end_with_the_nursery() -> None:
+    """What the tests have left running must not outlive them, however they end."""
+    import ctypes  # noqa: PLC0415 - only here
+
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

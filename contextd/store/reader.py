@@ -128,6 +128,25 @@ _OPEN = (
     .where(_of_contexts(messages.c.context_key), messages.c.status == "streaming")
     .order_by(messages.c.revision, messages.c.key)
 )
+_PRODUCED = (
+    select(
+        messages.c.key,
+        messages.c.context_key,
+        contexts.c.id.label("context_id"),
+        heads.c.written_at,
+    )
+    .select_from(_WITH_HEAD.join(contexts, contexts.c.key == messages.c.context_key))
+    .where(messages.c.status == "streaming", heads.c.producer_id.is_not(None))
+    .where(
+        tuple_(messages.c.context_key, messages.c.key)
+        > tuple_(
+            bindparam("after_context", type_=messages.c.context_key.type),
+            bindparam("after_message", type_=messages.c.key.type),
+        )
+    )
+    .order_by(messages.c.context_key, messages.c.key)
+    .limit(PRODUCED_PAGE)
+)
 _CONTEXT = select(contexts).where(contexts.c.id == bindparam("context_id"))
 
 
@@ -418,22 +437,10 @@ class Reader:
         """Every open produced message: `key`, `context_id`, `written_at`."""
         found: list[AnyRow] = []
         after = (0, 0)
-        place = tuple_(messages.c.context_key, messages.c.key)
-        query = (
-            select(
-                messages.c.key,
-                messages.c.context_key,
-                contexts.c.id.label("context_id"),
-                heads.c.written_at,
-            )
-            .select_from(_WITH_HEAD.join(contexts, contexts.c.key == messages.c.context_key))
-            .where(messages.c.status == "streaming", heads.c.producer_id.is_not(None))
-            .order_by(messages.c.context_key, messages.c.key)
-            .limit(PRODUCED_PAGE)
-        )
         while True:
+            place = {"after_context": after[0], "after_message": after[1]}
             async with self.snapshot() as connection:
-                page = (await connection.execute(query.where(place > tuple_(*after)))).all()
+                page = (await connection.execute(_PRODUCED, place)).all()
             found += page
             if len(page) < PRODUCED_PAGE:
                 return found

@@ -4,6 +4,7 @@ What is found here is only a hint: whoever acts on it looks again under the lock
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -50,6 +51,7 @@ def is_abandoned(owner_id: str) -> ColumnElement[bool]:
     return and_(turns.c.owner_id.is_not(None), turns.c.owner_id != owner_id, ~lives)
 
 
+@lru_cache(maxsize=8)  # a process asks every second, and for itself
 def select_unattended(owner_id: str, *, limit: int) -> CompoundSelect[Any]:
     """One statement for all three: (what, key of the turn, its fence, id of its context)."""
     columns = turns.c.key, turns.c.fence, contexts.c.id.label("context_id")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from world import simulate
 
-SEEDS = 200
+SEEDS = 100
 RUNS_OF_A_TEST = 25
 LINES_SHOWN = 80
 
