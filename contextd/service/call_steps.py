@@ -91,7 +91,7 @@ class CallSteps:
         finish_reason: str | None,
         usage: Usage | None,
         calls: Sequence[CheckedCall],
-        go_on: bool,
+        go_on: bool = False,
     ) -> State:
         """The model has said everything: closes the reply's messages and writes its calls.
 
