@@ -18,7 +18,9 @@ async def require_forgotten(world: World, conversation: Conversation) -> None:
     for port in world.ports():
         connection = Connection(port)
         try:
-            for message_id in list(world.evidence.messages.get(conversation.id, {})):  # readers add to it
+            for message_id in list(
+                world.evidence.messages.get(conversation.id, {})
+            ):  # readers add to it
                 await _require_forgotten(world, connection, conversation.id, message_id)
         except BrokenError:
             continue  # it was killed meanwhile
