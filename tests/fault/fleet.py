@@ -16,6 +16,7 @@ SETTINGS: Mapping[str, object] = {
     "backoff_max_s": 0.3,
     "scripted_rate": 100,
 }
+LEASE_S = 1.0  # of several servers: what one was doing when it was killed is soon taken over
 
 
 class Fleet:

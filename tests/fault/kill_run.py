@@ -17,7 +17,7 @@ from typing import Any
 from crowd import Crowd, Manners
 from cutting_proxy import STREAM_MARKS, CuttingProxy
 from evidence import Evidence
-from fleet import Fleet
+from fleet import LEASE_S, Fleet
 from holdings import World
 from strict_readers import REST_STATES
 from unwatched import Unwatched
@@ -29,7 +29,6 @@ WAIT_S_MAX = 1.2  # for the moment that was chosen; then the kill comes anyway
 WORK_S_MAX = 1.0
 START_S_MAX = 2.0
 FINISH_S_MAX = 120.0
-LEASE_S = 1.0
 FREEZE_S_MAX = 2.5
 
 MOMENTS = {

@@ -14,7 +14,7 @@ from typing import Any
 
 from cutting_proxy import STREAM_MARKS, CuttingProxy
 from evidence import Evidence
-from fleet import Fleet
+from fleet import LEASE_S, Fleet
 from holdings import World
 from producer_crew import Worker
 from producer_ledger import now_ms
@@ -80,10 +80,11 @@ class ProducerRun:
         self._url = url or f"{SQLITE_PREFIX}{folder / 'producers.db'}"
         self._stage_count = stages
         self.evidence = Evidence(seed)
+        lease = {"lease_s": LEASE_S} if servers > 1 else {}
         self._fleet = Fleet(
             self._url,
             size=servers,
-            settings={"producer_silence_s": SILENCE_S, **(settings or {})},
+            settings={"producer_silence_s": SILENCE_S, **lease, **(settings or {})},
             evidence=self.evidence,
         )
         self._truth = Witness(self._url)
