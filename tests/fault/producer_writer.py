@@ -210,7 +210,8 @@ class MessageWriter:
         """`GET` of the message tells where to go on (§7)."""
         standing = self._standing
         head = (await self._link.look())["current_sequence"]
-        if not standing.head <= head <= standing.sent:
+        # After a take-over, and before its first chunk, others have sent what is above `sent`.
+        if not standing.head <= head <= max(standing.sent, standing.base):
             self._link.accuse("a head that cannot be", now=head)
         standing.head = head
 
