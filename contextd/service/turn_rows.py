@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, func, select, update
+from sqlalchemy import Column, ColumnElement, func, or_, select, update
 
 from contextd.core.errors import TurnNotFound
 from contextd.core.machine import State
@@ -87,7 +87,10 @@ async def _is_followed_in_place(edit: ContextEdit, row: AnyRow, given: Column[An
         select(messages.c.depth).where(messages.c.key == row.user_message_key)
     )
     path = await find_path(edit.connection, edit.key, row.branch)
-    later = select(messages.c.key).where(messages.c.role == Role.USER.value, given.is_not(None))
+    asked = select(turns.c.user_message_key).where(turns.c.context_key == edit.key)
+    later = select(messages.c.key).where(
+        or_(messages.c.role == Role.USER.value, messages.c.key.in_(asked)), given.is_not(None)
+    )
     return bool(await path.after(edit.connection, later, depth or 0, limit=1))
 
 

@@ -214,7 +214,8 @@ class ContextEdit:
         before, since = self.state, self._state_since
         self.state = advance(before, trigger)
         self.change(record=record)
-        duration = self.elapsed_ms(since)
+        # A state that is entered and left in one transaction takes no time.
+        duration = 0 if self._journal else self.elapsed_ms(since)
         self._state_since = self.now
         self.put(state=self.state.value, state_since=self.now, state_detail=state_detail or {})
         self._journal.append(

@@ -1,6 +1,6 @@
 """What has happened in a context: messages as a model is to see them, calls, turns, steps (§5, §6, §8)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 import msgspec
 from sqlalchemy import Column, ColumnElement, Text, or_, select, type_coerce
@@ -13,7 +13,7 @@ from contextd.store.reader import Reader, find_context, select_messages, select_
 from contextd.store.stored import stored_object
 from contextd.store.tables import AnyRow, heads, journal, messages, tool_calls, turns
 from contextd.store.text import read_whole
-from contextd.store.tree import find_path
+from contextd.store.tree import Path, find_path
 
 MERGED_FROM = "merged_from"  # the member of a copy's metadata
 IDS_GROUP = 50  # ids in one condition
@@ -63,19 +63,16 @@ class History:
                 .where(messages.c.status != "streaming")
                 .where(or_(messages.c.kind != THINKING, _is_wanted_back(context.key)))
                 .where(or_(heads.c.head > 0, messages.c.role == "tool"))
-                .where(
-                    or_(
-                        messages.c.role.not_in(("assistant", "tool")),
-                        messages.c.kind == FILE_REFERENCE,
-                        ~is_left_behind(),
-                    )
-                )
+                .add_columns(is_left_behind().label("left_behind"))
             )
             its = shown.where(messages.c.context_key == context.key, of_turn)
             placed = (await connection.execute(its.where(~messages.c.superseded))).all()
             mine = list((await path.holding(connection, placed)).values())
             others = shown.where(or_(messages.c.turn_id.is_(None), ~of_turn))
             before = await path.newest(connection, others, limit=messages_max)
+            retries = {turn.id, *await _turns_on(connection, context.key, path, roots)}
+            mine = [row for row in mine if not _is_hidden(row, roots, retries)]
+            before = [row for row in before if not _is_hidden(row, roots, retries)]
             files = await _files_of(connection, context.key, [*mine, *before])
             own, older = _with_files(mine, files), _with_files(before, files)
             left = bytes_max - sum(row.bytes for group in own for row in group)
@@ -173,11 +170,15 @@ async def _rows_after(
 
 
 def is_left_behind() -> ColumnElement[bool]:
-    """Of a message: its turn was tried again, and the retry did not go on after it (§6)."""
+    """Of a message: its turn was tried again, and the retry did not go on after it (§6).
+
+    What was sent, and the files of it, is never left behind.
+    """
     return (
         select(turns.c.key)
         .where(turns.c.context_key == messages.c.context_key, turns.c.id == messages.c.turn_id)
-        .where(turns.c.kept_to < messages.c.key)
+        .where(turns.c.kept_to < messages.c.key, turns.c.user_message_key != messages.c.key)
+        .where(messages.c.role.in_(("assistant", "tool")), messages.c.kind != FILE_REFERENCE)
         .correlate(messages)
         .exists()
     )
@@ -287,6 +288,32 @@ async def _roots(connection: AsyncConnection, context_key: int) -> dict[str, str
     for id_, retry_of in rows:
         roots[id_] = roots.get(retry_of, retry_of)
     return roots
+
+
+async def _turns_on(
+    connection: AsyncConnection, context_key: int, path: Path, ids: Iterable[str]
+) -> set[str]:
+    """Those of these turns that have a message on the path."""
+    ids = list(ids)
+    if not ids:
+        return set()
+    place = select(messages.c.key, messages.c.segment_key, messages.c.depth, messages.c.turn_id)
+    of_turns = place.where(messages.c.context_key == context_key, messages.c.turn_id.in_(ids))
+    rows = (await connection.execute(of_turns.where(~messages.c.superseded))).all()
+    return {row.turn_id for row in (await path.holding(connection, rows)).values()}
+
+
+def _is_hidden(row: AnyRow, roots: Mapping[str, str], retries: Set[str]) -> bool:
+    """Whether a later try of the same, which is among these `retries`, has left the message behind.
+
+    A branch that forked off before the retry goes on as it was. `roots` is in the order of the turns.
+    """
+    if not row.left_behind:
+        return False
+    order = list(roots)
+    root = roots.get(row.turn_id, row.turn_id)
+    place = order.index(row.turn_id) if row.turn_id in roots else -1
+    return any(roots[later] == root and later in retries for later in order[place + 1 :])
 
 
 async def _message_ids(

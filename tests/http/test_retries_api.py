@@ -341,3 +341,37 @@ def test_unknown_turns_and_bodies(api: ToolApi, context_id: str) -> None:
     for turn_id in (None, "nothing"):
         invalid(post_retry(api, context_id, turn_id, again=True), "again")
         invalid(post_retry(api, context_id, turn_id, from_start="yes"), "from_start")
+
+
+def test_what_was_sent_is_never_left_behind(api: ToolApi, chat: Chat, context_id: str) -> None:
+    """Whatever its role: the retry is about it."""
+    chat.replies = [400, "done"]
+    turn_id = api.send(context_id, "as I said", role="assistant")["turn_id"]
+    assert api.ended(context_id, turn_id)["status"] == "failed"
+    assert retried(api, context_id)["status"] == "completed"
+    assert shown(chat.requests[-1])[-1] == "as I said"
+
+
+def test_a_branch_that_forked_off_before_a_retry_goes_on_as_it_was(
+    api: ToolApi, chat: Chat, context_id: str, place: Place
+) -> None:
+    """What the retry left behind on its own branch is still the beginning of the other one."""
+    turn = failed(api, chat, context_id, note(place, "1"))
+    result = next(one for one in api.messages(context_id) if one["kind"] == "tool_result")
+    path = f"/contexts/{context_id}/branches"
+    ok(api.http.post(path, json={"name": "other", "from_message_id": result["id"]}), 201)
+    chat.replies = ["there"]
+    api.run(context_id, "other", branch="other")
+    chat.replies = ["anew", "more"]
+    assert retried(api, context_id, turn["id"], from_start=True)["status"] == "completed"
+    api.run(context_id, "on", branch="other")
+    assert shown(chat.requests[-1]) == ["go", "call 1", "noted", "other", "there", "on"]
+
+
+def test_a_turn_of_any_role_overtakes(api: ToolApi, chat: Chat, context_id: str) -> None:
+    """A message that has had its turn is one that the conversation went on with."""
+    turn = failed(api, chat, context_id)
+    chat.replies = ["as told"]
+    told = api.send(context_id, "be brief", role="system")["turn_id"]
+    assert api.ended(context_id, told)["status"] == "completed"
+    problem(post_retry(api, context_id, turn["id"]), 409, "illegal_transition")

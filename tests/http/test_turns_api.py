@@ -164,6 +164,7 @@ def test_transient_errors_are_tried_again(api: Api, context_id: str) -> None:
         "receive_message", "request_llm", "first_chunk", "fail_transiently", "request_llm",
         "first_chunk", "fail_transiently", "request_llm", "first_chunk", "end_stream", "finish",
     ]  # fmt: skip
+    assert api.journal(context_id)[-1]["duration_ms"] == 0  # it ended with the end of the answer
 
 
 def test_attempts_are_bounded(api: Api, context_id: str) -> None:
