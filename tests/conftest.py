@@ -62,11 +62,19 @@ def make_postgresql_url(postgresql_server: PostgresServer) -> Callable[..., str]
 
 
 @pytest.fixture
+def postgresql_template() -> str:
+    """What `postgresql_url` is a copy of: an empty database, unless a folder has another."""
+    return "template1"
+
+
+@pytest.fixture
 def postgresql_url(
-    postgresql_server: PostgresServer, make_postgresql_url: Callable[[], str]
+    postgresql_server: PostgresServer,
+    make_postgresql_url: Callable[..., str],
+    postgresql_template: str,
 ) -> Iterator[str]:
-    """An empty PostgreSQL database, for one test."""
-    url = make_postgresql_url()
+    """A PostgreSQL database, for one test."""
+    url = make_postgresql_url(postgresql_template)
     yield url
     psql(postgresql_server, f"DROP DATABASE {make_url(url).database} WITH (FORCE)")
 

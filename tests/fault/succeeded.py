@@ -4,14 +4,13 @@
 """
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from evidence import Evidence
 from holdings import World
-from raw_http import Answer, BrokenError, Connection, EventStream, HungError
+from raw_http import Answer, BrokenError, EventStream, HungError, request_once
 
 LOOK_S = 0.02
 NOTICE_S_MAX = 60.0
@@ -48,7 +47,7 @@ class Successor:
         path, method, number = "/contexts", "POST", 0
         while loop.time() < deadline:
             body = {"id": context_id} if number == 0 else {"title": f"{number}"}
-            answer = await _request(port, method, path, body)
+            answer = await request_once(port, method, path, body)
             longest, before = max(longest, loop.time() - before), loop.time()
             if answer.status in (200, 201):
                 path, method, number = f"/contexts/{context_id}", "PATCH", number + 1
@@ -108,7 +107,7 @@ class Successor:
             number += 1
             body = {"id": f"{context_id}.{number}"}
             with suppress(BrokenError):
-                answer = await _request(port, "POST", "/contexts", body)
+                answer = await request_once(port, "POST", "/contexts", body)
                 cursor = answer.json().get("stream_cursor", "").partition("-")[0]
                 if answer.status == 201 and cursor != self._cursors.get(port):
                     self._evidence.counts["servers that served another database"] += 1
@@ -160,7 +159,7 @@ class Successor:
     ) -> Answer:
         while True:
             with suppress(BrokenError):
-                answer = await _request(port, method, target, body)
+                answer = await request_once(port, method, target, body)
                 if answer.status != 503:
                     return answer
             await asyncio.sleep(LOOK_S)
@@ -169,7 +168,7 @@ class Successor:
         """Until it is cancelled."""
         while True:
             with suppress(BrokenError, HungError):
-                if (await _request(port, "GET", "/health/ready")).status == 503:
+                if (await request_once(port, "GET", "/health/ready")).status == 503:
                     self._unready.add(port)
             await asyncio.sleep(LOOK_S)
 
@@ -185,14 +184,3 @@ class Successor:
                         self.attached.set()
             finally:
                 stream.close()
-
-
-async def _request(
-    port: int, method: str, target: str, body: dict[str, Any] | None = None
-) -> Answer:
-    connection = Connection(port)
-    try:
-        encoded = None if body is None else json.dumps(body).encode()
-        return await connection.request(method, target, body=encoded)
-    finally:
-        connection.close()

@@ -7,13 +7,12 @@ database in the same moment: nothing may say `final` or `immutable` that lacks t
 """
 
 import asyncio
-import json
 from contextlib import suppress
 from random import Random
 from typing import Any
 
 from holdings import World
-from raw_http import Answer, BrokenError, Connection, HungError
+from raw_http import Answer, BrokenError, HungError, request_once
 
 CHUNKS_MAX = 12
 GONE_S = 1.0
@@ -96,7 +95,7 @@ class Unwatched:
     async def _read(self, port: int, context_id: str, message_id: str) -> None:
         """What an answer calls final or immutable is what the database has, to the last letter."""
         path = f"/contexts/{context_id}/messages/{message_id}/content"
-        answer = await _request(port, "GET", path)
+        answer = await request_once(port, "GET", path)
         stored = await self._stored(context_id, message_id)
         if answer.status != 200 or stored is None:
             return
@@ -140,7 +139,7 @@ class Unwatched:
     async def _require_gone(self, port: int, context_id: str, message_id: str) -> None:
         path = f"/contexts/{context_id}/messages/{message_id}/content"
         for target in (path, f"{path}?from_sequence=0&to_sequence=1"):
-            answer = await _request(port, "GET", target)
+            answer = await request_once(port, "GET", target)
             self._evidence.counts["deleted texts asked for"] += 1
             if answer.status not in (404, 503):
                 self._evidence.fault(
@@ -150,15 +149,4 @@ class Unwatched:
     async def _ask(
         self, random: Random, method: str, target: str, body: dict[str, Any] | None
     ) -> Answer:
-        return await _request(random.choice(self._world.ports()), method, target, body)
-
-
-async def _request(
-    port: int, method: str, target: str, body: dict[str, Any] | None = None
-) -> Answer:
-    connection = Connection(port)
-    try:
-        encoded = None if body is None else json.dumps(body).encode()
-        return await connection.request(method, target, body=encoded)
-    finally:
-        connection.close()
+        return await request_once(random.choice(self._world.ports()), method, target, body)

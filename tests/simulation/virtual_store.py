@@ -18,6 +18,8 @@ from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 from virtual_loop import EPOCH_S, PROCESS, Process
 
+from contextd.store.sqlite_driver import Cursor, Done, execute_whole
+
 BUSY_WAIT_S = 10.0
 GONE = "no active connection"  # how SQLAlchemy's dialect knows a connection that was lost
 
@@ -137,9 +139,9 @@ class VirtualConnection:
         self.committing = False
         self.lost = False
 
-    def cursor(self) -> "VirtualCursor":
-        """A cursor; its rows are read when its statement runs."""
-        return VirtualCursor(self)
+    def cursor(self) -> Cursor:
+        """contextd's own cursor."""
+        return Cursor(self)
 
     async def create_function(self, *arguments: Any, **options: Any) -> None:
         """A function in SQL."""
@@ -154,22 +156,20 @@ class VirtualConnection:
 
     async def execute_fetchall(self, sql: str, parameters: Sequence[Any]) -> Sequence[Any]:
         """A statement and its rows."""
-        return (await self.run(sql, parameters))[1]
+        return (await self.whole(False, sql, parameters)).rows
 
     async def executemany(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
         """A statement for each row."""
         await self._between_pauses(lambda: self._raw.executemany(sql, rows))
 
-    async def run(self, sql: str, parameters: Sequence[Any]) -> tuple[sqlite3.Cursor, list[Any]]:
-        """Executes and reads at once, so that no statement is left open."""
-
-        def work() -> tuple[sqlite3.Cursor, list[Any]]:
-            cursor = self._raw.execute(sql, parameters)
-            return cursor, cursor.fetchall() if cursor.description else []
-
+    async def whole(self, many: bool, sql: str, parameters: Any) -> Done:
+        """Executes and fetches at once, so that no statement is left open."""
         if sql.startswith("PRAGMA"):
-            return work()
-        return await self._between_pauses(work)
+            return execute_whole(self._raw, many, sql, parameters)
+        done: Done = await self._between_pauses(
+            lambda: execute_whole(self._raw, many, sql, parameters)
+        )
+        return done
 
     async def commit(self) -> None:
         """COMMIT, whose answer may be lost."""
@@ -268,42 +268,6 @@ class VirtualConnection:
     def _check(self) -> None:
         if self.lost:
             raise refusal(GONE, "SQLITE_CANTOPEN")
-
-
-class VirtualCursor:
-    """What of aiosqlite's cursor is used by SQLAlchemy."""
-
-    arraysize = 1
-
-    def __init__(self, connection: VirtualConnection) -> None:
-        self._connection = connection
-        self._rows: list[Any] = []
-        self.description: Any = None
-        self.rowcount = -1
-        self.lastrowid: int | None = None
-
-    async def __aenter__(self) -> "VirtualCursor":
-        return self
-
-    async def execute(self, sql: str, parameters: Sequence[Any] = ()) -> "VirtualCursor":
-        """Runs a statement and reads its rows."""
-        cursor, self._rows = await self._connection.run(sql, parameters)
-        self.description = cursor.description
-        self.rowcount, self.lastrowid = cursor.rowcount, cursor.lastrowid
-        return self
-
-    async def executemany(self, sql: str, rows: Sequence[Sequence[Any]]) -> "VirtualCursor":
-        """Runs a statement for each row."""
-        await self._connection.executemany(sql, rows)
-        return self
-
-    async def fetchall(self) -> list[Any]:
-        """The rows that were read."""
-        rows, self._rows = self._rows, []
-        return rows
-
-    async def close(self) -> None:
-        """Nothing is held."""
 
 
 def refusal(words: str, name: str) -> sqlite3.OperationalError:
