@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, func, or_, select, update
+from sqlalchemy import ColumnElement, func, or_, select, update
 
 from contextd.core.errors import TurnNotFound
 from contextd.core.machine import State
@@ -66,7 +66,7 @@ async def find_tries(edit: ContextEdit, user_message_key: int) -> Sequence[AnyRo
 
 async def is_followed(edit: ContextEdit, row: AnyRow) -> bool:
     """Whether a message of the user comes after the turn's on its branch, or waits to."""
-    return await _is_followed_in_place(edit, row, messages.c.key) or bool(
+    return await _is_followed_in_place(edit, row) or bool(
         await edit.connection.scalar(
             select(messages.c.key)
             .where(messages.c.context_key == edit.key, messages.c.queued_branch == row.branch)
@@ -78,18 +78,20 @@ async def is_followed(edit: ContextEdit, row: AnyRow) -> bool:
 
 async def is_overtaken(edit: ContextEdit, row: AnyRow) -> bool:
     """Whether a later message of the turn's branch has had a turn, which went ahead of the queue."""
-    return await _is_followed_in_place(edit, row, messages.c.turn_id)
+    return await _is_followed_in_place(edit, row, messages.c.turn_id.is_not(None))
 
 
-async def _is_followed_in_place(edit: ContextEdit, row: AnyRow, given: Column[Any]) -> bool:
-    """`given`: a column that is not null in the messages that count."""
+async def _is_followed_in_place(
+    edit: ContextEdit, row: AnyRow, *conditions: ColumnElement[bool]
+) -> bool:
+    """Whether a message that meets the conditions, of the user or of a turn, stands further down."""
     depth = await edit.connection.scalar(
         select(messages.c.depth).where(messages.c.key == row.user_message_key)
     )
     path = await find_path(edit.connection, edit.key, row.branch)
     asked = select(turns.c.user_message_key).where(turns.c.context_key == edit.key)
     later = select(messages.c.key).where(
-        or_(messages.c.role == Role.USER.value, messages.c.key.in_(asked)), given.is_not(None)
+        or_(messages.c.role == Role.USER.value, messages.c.key.in_(asked)), *conditions
     )
     return bool(await path.after(edit.connection, later, depth or 0, limit=1))
 

@@ -20,33 +20,40 @@ from contextd.core.message import TEXT, MessageStats, MessageStatus, Problem, Ro
 from contextd.core.values import JsonObject
 from contextd.store.appends import utf8_bytes
 from contextd.store.clock import Clock
-from contextd.store.locks import Locking, waits
+from contextd.store.locks import Locking
 from contextd.store.notices import ClosedMessage, Notice, OpenedMessage, StartedTurn
 from contextd.store.stored import stored_phases
 from contextd.store.tables import AnyRow, chunks, contexts, heads, journal, messages, turns
 from contextd.store.tree import Tree
 from contextd.store.writer import Refused
 
-_CONTEXT = Locking(select(contexts).where(contexts.c.id == bindparam("context_id")))
+_CONTEXT = Locking(
+    lambda nowait: (
+        select(contexts)
+        .where(contexts.c.id == bindparam("context_id"))
+        .with_for_update(nowait=nowait)
+    )
+)
 _OPEN_MESSAGES = (
     select(messages)
     .where(messages.c.context_key == bindparam("of_context"), messages.c.status == "streaming")
     .order_by(messages.c.key)
 )
 _OPEN_OF_TURN = _OPEN_MESSAGES.where(messages.c.turn_id == bindparam("of_turn"))
-_CLOSE_HEAD = {
-    waiting: update(heads)
-    .where(
-        heads.c.message_key
-        == select(heads.c.message_key)
-        .where(heads.c.message_key == bindparam("of_message"))
-        .with_for_update(nowait=not waiting)
-        .scalar_subquery()
+_CLOSE_HEAD = Locking(
+    lambda nowait: (
+        update(heads)
+        .where(
+            heads.c.message_key
+            == select(heads.c.message_key)
+            .where(heads.c.message_key == bindparam("of_message"))
+            .with_for_update(nowait=nowait)
+            .scalar_subquery()
+        )
+        .values(is_open=False)
+        .returning(heads)
     )
-    .values(is_open=False)
-    .returning(heads)
-    for waiting in (True, False)
-}
+)
 _ASKED_AT = (
     select(journal.c.at)
     .where(
@@ -456,7 +463,7 @@ class ContextEdit:
 
     async def _close_head(self, key: int) -> AnyRow:
         """After this no append of any writer can match the row again."""
-        close = _CLOSE_HEAD[waits(self.connection)]
+        close = _CLOSE_HEAD.on(self.connection)
         result = await self.connection.execute(close, {"of_message": key})
         row: AnyRow = result.one()
         return row

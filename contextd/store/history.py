@@ -70,9 +70,12 @@ class History:
             mine = list((await path.holding(connection, placed)).values())
             others = shown.where(or_(messages.c.turn_id.is_(None), ~of_turn))
             before = await path.newest(connection, others, limit=messages_max)
-            retries = {turn.id, *await _turns_on(connection, context.key, path, roots)}
-            mine = [row for row in mine if not _is_hidden(row, roots, retries)]
-            before = [row for row in before if not _is_hidden(row, roots, retries)]
+            there = {turn.id, *await _turns_on(connection, context.key, path, roots)}
+            hidden = _hidden(roots, there)
+            mine, before = (
+                [row for row in rows if not (row.left_behind and row.turn_id in hidden)]
+                for rows in (mine, before)
+            )
             files = await _files_of(connection, context.key, [*mine, *before])
             own, older = _with_files(mine, files), _with_files(before, files)
             left = bytes_max - sum(row.bytes for group in own for row in group)
@@ -303,17 +306,19 @@ async def _turns_on(
     return {row.turn_id for row in (await path.holding(connection, rows)).values()}
 
 
-def _is_hidden(row: AnyRow, roots: Mapping[str, str], retries: Set[str]) -> bool:
-    """Whether a later try of the same, which is among these `retries`, has left the message behind.
+def _hidden(roots: Mapping[str, str], there: Set[str]) -> set[str]:
+    """The turns of which something may be left behind: a later try of the same is `there`, on the path.
 
     A branch that forked off before the retry goes on as it was. `roots` is in the order of the turns.
     """
-    if not row.left_behind:
-        return False
-    order = list(roots)
-    root = roots.get(row.turn_id, row.turn_id)
-    place = order.index(row.turn_id) if row.turn_id in roots else -1
-    return any(roots[later] == root and later in retries for later in order[place + 1 :])
+    hidden: set[str] = set()
+    tried: set[str] = set()  # what has a later try there
+    for id_, root in reversed(list(roots.items())):
+        if root in tried:
+            hidden.add(id_)
+        if id_ in there:
+            tried.add(root)
+    return hidden | tried
 
 
 async def _message_ids(

@@ -3,6 +3,7 @@
 On SQLite the write lock of the whole transaction is enough, and all of this says nothing.
 """
 
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Select, text
@@ -10,6 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 T = TypeVar("T", bound=tuple[Any, ...])
+S = TypeVar("S")
 
 WAITS_MS = "contextd_waits_ms"  # the execution option of a connection that does wait for rows
 ADVISORY_NAMES = (
@@ -35,15 +37,14 @@ def for_update(connection: AsyncConnection, query: Select[T], *, of: Any = None)
     return query.with_for_update(of=of, nowait=not waits(connection))
 
 
-class Locking(Generic[T]):
-    """A query that is built once and locks its rows as `for_update` does."""
+class Locking(Generic[S]):
+    """A statement that is built once and locks rows as `for_update` does: `make` takes its `nowait`."""
 
-    def __init__(self, query: Select[T]) -> None:
-        self._waiting = query.with_for_update()
-        self._not_waiting = query.with_for_update(nowait=True)
+    def __init__(self, make: Callable[[bool], S]) -> None:
+        self._waiting, self._not_waiting = make(False), make(True)
 
-    def on(self, connection: AsyncConnection) -> Select[T]:
-        """The query for this connection."""
+    def on(self, connection: AsyncConnection) -> S:
+        """The statement for this connection."""
         return self._waiting if waits(connection) else self._not_waiting
 
 

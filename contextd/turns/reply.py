@@ -269,3 +269,16 @@ async def stored(write: Callable[[], Awaitable[T]], *, repeatable: bool = False)
             await asyncio.sleep(STORE_RETRY_S)
         except Overloaded:
             await asyncio.sleep(STORE_RETRY_S)
+
+
+async def stored_together(
+    together: Callable[[], Awaitable[T]], first: Callable[[], Awaitable[T]]
+) -> T:
+    """Several steps in one transaction; where the database does not take that, only the `first` of them.
+
+    Both do the same a second time as once.
+    """
+    try:
+        return await together()
+    except (Overloaded, Unconfirmed):
+        return await stored(first, repeatable=True)

@@ -15,10 +15,10 @@ task under an older fence is stopped by its successor: no turn ever has two.
 """
 
 import asyncio
-import itertools
 import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
@@ -30,7 +30,6 @@ from contextd.core.errors import (
     ContextNotFound,
     MessageClosed,
     MessageNotFound,
-    Overloaded,
     ShuttingDown,
     StaleProducer,
     defect_in,
@@ -64,7 +63,7 @@ from contextd.store.writer import Unconfirmed
 from contextd.turns.budget import Budget, Fitted
 from contextd.turns.executing import Executing
 from contextd.turns.history import build_history
-from contextd.turns.reply import PROVIDER_CLOSE_S, STORE_RETRY_S, Reply, stored
+from contextd.turns.reply import PROVIDER_CLOSE_S, STORE_RETRY_S, Reply, stored, stored_together
 
 log = structlog.get_logger(__name__)
 
@@ -267,11 +266,10 @@ class Turns(TurnListener):
         await self._fail(turn, error, None)
 
     async def _take_up(self, turn: StartedTurn) -> TurnView:
-        """The first look, and the first step with it where the database takes it at once."""
-        try:
-            return await self._steps.take_up(turn)
-        except (Overloaded, Unconfirmed):
-            return await self._look_again(turn)
+        """The first look, and the first step with it."""
+        return await stored_together(
+            lambda: self._steps.take_up(turn), lambda: self._steps.view(turn)
+        )
 
     async def _look_again(self, turn: StartedTurn) -> TurnView:
         return await stored(lambda: self._steps.view(turn), repeatable=True)
@@ -356,19 +354,14 @@ class Turns(TurnListener):
             if reply.first_chunk_s is not None:
                 self.first_chunk.observe(reply.first_chunk_s)
         calls = await self._executing.check(view.context, reply)
-        at_once = itertools.chain([True], itertools.repeat(False))
-        ended = await stored(
-            # In one transaction; where the database does not take it, step by step.
-            lambda: self._calls.end_stream(
-                turn,
-                finish_reason=reply.finish_reason,
-                usage=reply.usage,
-                calls=calls,
-                go_on=next(at_once),
-            ),
-            repeatable=True,
+        end = partial(
+            self._calls.end_stream,
+            turn,
+            finish_reason=reply.finish_reason,
+            usage=reply.usage,
+            calls=calls,
         )
-        return _moved(view, ended)
+        return _moved(view, await stored_together(partial(end, go_on=True), end))
 
     async def _ask(self, turn: StartedTurn, view: TurnView, reply: Reply) -> None:
         """Asks, and once more with less of the conversation where the model does not take all of it.
